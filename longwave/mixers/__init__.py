@@ -1,0 +1,103 @@
+"""Token mixers: one published idea, one file; the file's name is the mixer's name.
+
+A mixer is named by its file (``"hale"``), or, for one of the user's own, by ``"module.path:ClassName"``.
+A label is a name, or ``"name@variant"`` where a model gives the same mixer different arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from longwave.mixers.base import Declaration, MemoryRows, TokenMixer
+
+__all__ = ["Declaration", "MemoryRows", "TokenMixer", "available", "build", "resolve"]
+
+
+def available() -> tuple[str, ...]:
+    """Names of the mixers in this folder, sorted."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if name != "base"))
+
+
+def resolve(label: str) -> type[TokenMixer]:
+    """The class that a label names.
+
+    Raises:
+        ValueError: no such mixer, module or class, or the class is no :class:`TokenMixer`.
+    """
+    name = label.split("@")[0]
+    if ":" in name:
+        module_name, class_name = name.split(":", 1)
+        try:
+            found = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"mixer {name!r} cannot be imported: {error}") from error
+    elif name in available():
+        module = importlib.import_module(f"{__name__}.{name}")
+        (found,) = (
+            item
+            for item in vars(module).values()
+            if inspect.isclass(item) and issubclass(item, TokenMixer) and item.__module__ == module.__name__
+        )
+    else:
+        legal = f"{', '.join(available())}, or module.path:ClassName"
+        raise ValueError(f"unknown mixer {name!r}{_nearest(name, available())}; legal: {legal}")
+    if not (inspect.isclass(found) and issubclass(found, TokenMixer)):
+        raise ValueError(f"mixer {name!r} is not a subclass of longwave.mixers.TokenMixer")
+    return found
+
+
+def build(
+    label: str,
+    hidden_size: int,
+    num_heads: int,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    layer_index: int = 0,
+    num_layers: int = 1,
+) -> TokenMixer:
+    """Construct the mixer that ``label`` names, its arguments checked against the constructor's signature.
+
+    A mapping given for a dataclass argument becomes that dataclass.
+
+    Raises:
+        ValueError: unknown mixer or argument, or a value that the mixer refuses.
+    """
+    mixer_type = resolve(label)
+    legal = inspect.signature(mixer_type).parameters
+    hints = typing.get_type_hints(mixer_type.__init__)
+    given = {}
+    for name, value in (arguments or {}).items():
+        if name not in legal or name in ("hidden_size", "num_heads", "layer_index", "num_layers"):
+            options = [option for option in legal if option not in ("hidden_size", "num_heads")]
+            raise ValueError(
+                f"mixer {label!r} has no argument {name!r}{_nearest(name, options)}; legal: {', '.join(options)}"
+            )
+        given[name] = _nested(hints.get(name), value)
+    place = {"layer_index": layer_index, "num_layers": num_layers}
+    given |= {name: value for name, value in place.items() if name in legal}
+    return mixer_type(hidden_size, num_heads, **given)
+
+
+def _nested(hint: Any, value: Any) -> Any:
+    candidates = (hint, *typing.get_args(hint))
+    target = next((option for option in candidates if dataclasses.is_dataclass(option)), None)
+    if target is None or not isinstance(value, Mapping):
+        return value
+    names = [item.name for item in dataclasses.fields(target)]
+    for name in value:
+        if name not in names:
+            raise ValueError(f"{target.__name__} has no field {name!r}{_nearest(name, names)}; legal: {', '.join(names)}")
+    return target(**value)
+
+
+def _nearest(name: str, options: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(options), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

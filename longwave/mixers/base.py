@@ -1,0 +1,253 @@
+"""The law that every token mixer obeys, its state, and the few helpers that mixers share.
+
+    y, state' = mixer(x, state)            x, y: [B, N, D]
+
+Feeding x in pieces and carrying the state gives the same y, the same final state and the same gradients
+as feeding x whole; nothing crosses a document start; the state never exceeds its declared bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STATE_FORMAT = "longwave-state-1"
+
+#: A mixer's state: a NamedTuple of batch-first tensors, one of them ``tokens`` `[B]` int64, the rows that
+#: the current document of each batch row has seen.
+State = TypeVar("State", bound=tuple)
+
+
+class MemoryRows(NamedTuple):
+    """Learned rows that the model inserts: ``count`` of them before every ``every`` tokens of a document.
+
+    ``every=None`` inserts them once, at the document's start.
+    """
+
+    count: int
+    every: int | None = None
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a mixer promises, and what the certificate holds it to.
+
+    Attributes:
+        growth: bytes of the state as a function of the rows seen.
+        cost: contractions of ``forward`` as a function of the rows fed.
+        edges: lengths at which behaviour changes (blocks, windows, chunks); checks crowd around them.
+        memory_rows: rows that the mixer asks the model to insert.
+        breaks: published defects kept on purpose, property (``"P3"``) to reason.
+    """
+
+    growth: Literal["constant", "logarithmic", "linear"]
+    cost: Literal["linear", "linearithmic", "quadratic"] = "linear"
+    edges: tuple[int, ...] = ()
+    memory_rows: MemoryRows | None = None
+    breaks: Mapping[str, str] = field(default_factory=dict)
+
+
+class TokenMixer(nn.Module, ABC):
+    """A causal function on a stream of rows, with a state. Subclasses are final.
+
+    A constructor takes ``hidden_size`` and ``num_heads``, then keyword arguments with defaults; it may also
+    name ``layer_index`` and ``num_layers``, which the model then fills in.
+    """
+
+    #: True: the mixer is given the raw residual stream and normalises it itself.
+    owns_norm: bool = False
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+
+    @abstractmethod
+    def declaration(self) -> Declaration:
+        """Growth, cost, edges, memory rows and broken laws of this very configuration."""
+
+    @abstractmethod
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        max_tokens: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state that has seen nothing. ``max_tokens`` lets a growing state allocate once."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        starts: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, State | None]:
+        """Mix ``x`` `[B, N, D]`; differentiable through ``state``, which is never written to.
+
+        ``starts`` `[B, N]` bool marks the first row of each document; without a state, row 0 is a start
+        whatever it says. The second value is ``None`` unless ``return_state``.
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token, ``x`` `[B, D]`, without gradient; may write into ``state`` (``fork`` keeps the old one)."""
+
+    @abstractmethod
+    def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
+        """Most bytes that the state of one sequence holds after ``num_tokens`` rows."""
+
+    @abstractmethod
+    def flops(self, num_tokens: int) -> int:
+        """Floating-point operations of the contractions of ``forward`` on one sequence (2 a multiply-add)."""
+
+    def reset_parameters(self) -> None:
+        """Initial values; the model calls it after its own initialisation, so that it has the last word."""
+
+
+def select(state: State, rows: Tensor | Sequence[int]) -> State:
+    """The batch rows ``rows`` of a state, copied, in that order; a row may occur more than once."""
+    index = torch.as_tensor(rows, dtype=torch.int64, device=state[0].device)
+    return type(state)(*(tensor.index_select(0, index) for tensor in state))
+
+
+def put(state: State, rows: Tensor | Sequence[int], part: State) -> State:
+    """A copy of ``state`` whose batch rows ``rows`` are those of ``part``; sizes grow to the larger."""
+    index = torch.as_tensor(rows, dtype=torch.int64, device=state[0].device)
+    return type(state)(
+        *(whole.index_copy(0, index, new.to(whole)) for whole, new in map(_same_size, state, part))
+    )
+
+
+def concatenate(states: Sequence[State]) -> State:
+    """The states of several batches as the state of one; sizes grow to the largest."""
+    joined = states[0]
+    for state in states[1:]:
+        joined = type(joined)(*(torch.cat(_same_size(a, b)) for a, b in zip(joined, state, strict=True)))
+    return joined
+
+
+def fork(state: State) -> State:
+    """A copy that shares no memory with ``state``."""
+    return type(state)(*(tensor.clone() for tensor in state))
+
+
+def to_device(state: State, device: torch.device | str) -> State:
+    """The state on another device."""
+    return type(state)(*(tensor.to(device) for tensor in state))
+
+
+def nbytes(state: State) -> int:
+    """Bytes that the state's tensors occupy, all batch rows together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state)
+
+
+def save(state: State, path: str | Path, *, configuration: Mapping) -> None:
+    """Write a state as safetensors, stamped with the format and the hash of ``configuration`` (JSON-able)."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in state._asdict().items()}
+    metadata = {"format": STATE_FORMAT, "configuration": _hash(configuration)}
+    save_file(tensors, str(path), metadata=metadata)
+
+
+def load(path: str | Path, state_type: type[State], *, configuration: Mapping) -> State:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        ValueError: the file has another format, other tensors, or belongs to another configuration.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != STATE_FORMAT:
+            raise ValueError(f"{path}: not a state file of format {STATE_FORMAT!r}")
+        if metadata.get("configuration") != _hash(configuration):
+            raise ValueError(f"{path}: the state was written under another configuration")
+        fields = state_type._fields
+        if sorted(file.keys()) != sorted(fields):
+            raise ValueError(f"{path}: holds {sorted(file.keys())}, expected {sorted(fields)}")
+        return state_type(*(file.get_tensor(name) for name in fields))
+
+
+def run_by_document(
+    mixer: TokenMixer, x: Tensor, state: State | None, starts: Tensor, return_state: bool
+) -> tuple[Tensor, State | None]:
+    """``mixer.forward`` with ``starts``, each document by itself: for mixers without a faster form."""
+    outputs, finals = [], []
+    for row in range(x.shape[0]):
+        borders = starts[row].nonzero().flatten().tolist()
+        current = None if state is None or starts[row, 0] else select(state, [row])
+        pieces = []
+        for begin, end in pairwise(sorted({0, *borders, x.shape[1]})):
+            y, final = mixer(x[row : row + 1, begin:end], current, return_state=return_state)
+            pieces.append(y)
+            current = None
+        outputs.append(torch.cat(pieces, dim=1))
+        finals.append(final)
+    return torch.cat(outputs), concatenate(finals) if return_state else None
+
+
+@torch.no_grad()
+def step_by_forward(mixer: TokenMixer, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """``mixer.step`` as a piece of one token: for mixers without a faster form."""
+    y, state = mixer(x[:, None], state, return_state=True)
+    return y[:, 0], state
+
+
+_collected: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("longwave_observations", default=None)
+
+
+def observe(name: str, tensor: Tensor) -> Tensor:
+    """Return ``tensor``; inside :func:`collecting` also keep it under ``name``."""
+    collected = _collected.get()
+    if collected is not None:
+        collected.setdefault(name, []).append(tensor.detach())
+    return tensor
+
+
+@contextmanager
+def collecting() -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what mixers :func:`observe` while the block runs, one list entry for each call."""
+    token = _collected.set({})
+    try:
+        yield _collected.get()
+    finally:
+        _collected.reset(token)
+
+
+def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both padded with zeros (the canonical unreachable entry) to the larger size, the batch axis excepted."""
+    target = [max(sizes) for sizes in zip(a.shape[1:], b.shape[1:], strict=True)]
+    return _padded(a, target), _padded(b, target)
+
+
+def _padded(tensor: Tensor, target: list[int]) -> Tensor:
+    missing = [size - have for size, have in zip(target, tensor.shape[1:], strict=True)]
+    if not any(missing):
+        return tensor
+    return F.pad(tensor, [amount for size in reversed(missing) for amount in (0, size)])
+
+
+def _hash(configuration: Mapping) -> str:
+    text = json.dumps(configuration, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

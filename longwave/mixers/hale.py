@@ -1,0 +1,292 @@
+"""HALE: hierarchical adaptive linear-enhanced attention.
+
+Two branches and a gate. *Local*: softmax attention over the last W tokens. *Global*: linear attention over
+the raw keys and values, plus one linear attention for each level l = 1..L, whose keys and values are the
+running mean of the current block of 2^l tokens, mapped by P_l and R_l. A scalar gate for each token
+interpolates. Training costs O(N); the state is constant.
+
+    q, k, v, k', v' = projections of x
+    local  = softmax over the window of (q·k' / sqrt(d)) v'
+    LA(K, V)_i = sum_{j<=i} (phi(q_i)·phi(K_j)) V_j / max(sum_{j<=i} phi(q_i)·phi(K_j), eps)
+    global = LA(k, v) + sum_l softmax(w)_l LA(P_l mean_l(k), R_l mean_l(v))
+    a = sigmoid(G2 silu(G1 [x; local - global]));   y = W_o (a local + (1 - a) global)
+
+Every position contributes one (key, value) pair to every level, the mean its block has reached, so each
+level's past is one matrix and decoding needs only the sums of the current blocks.
+
+Symbols of the method and names here: W_q W_k W_v W_kl W_vl W_o -> {q,k,v,local_k,local_v,o}_proj;
+P, R -> level_keys, level_values; w_scale -> level_logits; G1, G2 -> gate_hidden, gate_out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from longwave.mixers.base import Declaration, TokenMixer, observe, run_by_document
+from longwave.ops import BlockSums, Ring, block_means, elu_plus_one, linear_attention, offset_attention
+
+INITIALIZER_STD = 0.02
+EPS = 1e-6
+
+
+class HaleState(NamedTuple):
+    """Constant-size state of one HALE layer; M = L + 1 streams, the raw keys first.
+
+    ``memory`` `[B, M, H, d, d + 1]` sums phi(key) [value, 1]ᵀ; ``blocks`` `[B, L, 2, H, d]` sums k and v of
+    each level's current block; ``local`` `[B, W, 2, H, d]` is the ring of (k', v'); ``tokens`` `[B]`.
+    """
+
+    memory: Tensor
+    blocks: Tensor
+    local: Tensor
+    tokens: Tensor
+
+
+class Hale(TokenMixer):
+    """HALE token mixer.
+
+    Args:
+        hidden_size: D.
+        num_heads: H, a divisor of D.
+        window: W, tokens that the local branch reads, the present one included; at least 1.
+        num_levels: L, block sizes 2..2^L; 0 leaves plain linear attention as the global branch.
+        chunk_size: rows of a chunk of the chunkwise form; never changes a result.
+        dropout: probability, after the output projection.
+        gate: ``"learned"``, or a constant share of the local branch in [0, 1] (1 local only, 0 global only).
+        gate_init: ``"zero"`` starts at an even mixture; ``"normal"`` is the published N(0, 0.02²).
+        share_local: the local branch reads the global keys and values instead of its own.
+        learn_level_logits: False freezes the mixture of levels at its uniform start.
+        cache: ``"exact"``, or ``"published"``: the original's decoding, which leaves the feature map out of
+            the levels and keeps one entry per completed block, hence computes another function than training.
+
+    Raises:
+        ValueError: an argument is outside its range, or D is not divisible by H.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        window: int = 64,
+        num_levels: int = 4,
+        chunk_size: int = 64,
+        dropout: float = 0.0,
+        gate: Literal["learned"] | float = "learned",
+        gate_init: Literal["zero", "normal"] = "zero",
+        share_local: bool = False,
+        learn_level_logits: bool = True,
+        cache: Literal["exact", "published"] = "exact",
+    ) -> None:
+        super().__init__(hidden_size, num_heads)
+        if window < 1 or num_levels < 0 or chunk_size < 1:
+            raise ValueError(
+                "hale needs window >= 1, num_levels >= 0 and chunk_size >= 1; "
+                f"got {window}, {num_levels}, {chunk_size}"
+            )
+        if gate != "learned" and not (isinstance(gate, int | float) and 0 <= gate <= 1):
+            raise ValueError(f"hale: gate must be 'learned' or a number in [0, 1], got {gate!r}")
+        if gate_init not in ("zero", "normal"):
+            raise ValueError(f"hale: gate_init must be 'zero' or 'normal', got {gate_init!r}")
+        if cache not in ("exact", "published"):
+            raise ValueError(f"hale: cache must be 'exact' or 'published', got {cache!r}")
+        self.window, self.num_levels, self.chunk_size = window, num_levels, chunk_size
+        self.gate, self.gate_init, self.share_local, self.cache = gate, gate_init, share_local, cache
+
+        def projection() -> nn.Linear:
+            return nn.Linear(hidden_size, hidden_size, bias=False)
+
+        self.q_proj, self.k_proj, self.v_proj = projection(), projection(), projection()
+        if not share_local:
+            self.local_k_proj, self.local_v_proj = projection(), projection()
+        if num_levels:
+            shape = (num_levels, self.head_dim, self.head_dim)
+            self.level_keys, self.level_values = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.empty(shape))
+            self.level_logits = nn.Parameter(torch.zeros(num_levels), requires_grad=learn_level_logits)
+        if gate == "learned":
+            self.gate_hidden = nn.Linear(2 * hidden_size, hidden_size)
+            self.gate_out = nn.Linear(hidden_size, 1)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=INITIALIZER_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.num_levels:
+            nn.init.normal_(self.level_keys, std=INITIALIZER_STD)
+            nn.init.normal_(self.level_values, std=INITIALIZER_STD)
+            nn.init.zeros_(self.level_logits)
+        if self.gate == "learned" and self.gate_init == "zero":
+            nn.init.zeros_(self.gate_out.weight)
+
+    def declaration(self) -> Declaration:
+        breaks = {}
+        if self.cache == "published":
+            breaks["P3"] = "the published cache decodes another function than training computes"
+        blocks = tuple(2**level for level in range(1, self.num_levels + 1))
+        return Declaration(
+            growth="constant", edges=(*blocks, self.window, self.chunk_size), breaks=breaks
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: HaleState | None = None,
+        *,
+        starts: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, HaleState | None]:
+        if self.cache == "published" and (state is not None or return_state):
+            return self._decode_as_published(x, state, starts, return_state)
+        q, k, v, local_k, local_v = self._project(x)  # [B, N, H, d] each
+        shared = {"starts": starts, "return_state": True}
+        ring = None if state is None else Ring(state.local, state.tokens)
+        local, ring = offset_attention(q, local_k, local_v, window=self.window, initial_state=ring, **shared)
+
+        sums = None if state is None else BlockSums(state.blocks, state.tokens)
+        pair = torch.stack([k, v], dim=2)
+        means, sums = block_means(pair, self.num_levels, initial_state=sums, **shared)  # [B, N, L, 2, H, d]
+        keys, values = self._streams(k, v, means)  # [B, N, M, H, d]
+        memory = None if state is None else state.memory
+        streams, memory = linear_attention(
+            elu_plus_one(q),
+            elu_plus_one(keys),
+            values,
+            eps=EPS,
+            chunk_size=self.chunk_size,
+            initial_state=memory,
+            **shared,
+        )
+        y = self._combine(x, local, self._mix_streams(streams))
+        return y, HaleState(memory, sums.sums, ring.rows, ring.tokens) if return_state else None
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:
+        return self._advance(x, state)
+
+    def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> HaleState:
+        dtype = self.q_proj.weight.dtype if dtype is None else dtype
+        device = self.q_proj.weight.device if device is None else device
+        wide = torch.promote_types(dtype, torch.float32)
+        heads = (self.num_heads, self.head_dim)
+        return HaleState(
+            torch.zeros(batch_size, self.num_levels + 1, *heads, self.head_dim + 1, device=device, dtype=wide),
+            torch.zeros(batch_size, self.num_levels, 2, *heads, device=device, dtype=wide),
+            torch.zeros(batch_size, self.window, 2, *heads, device=device, dtype=dtype),
+            torch.zeros(batch_size, dtype=torch.int64, device=device),
+        )
+
+    def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
+        wide = torch.promote_types(dtype, torch.float32).itemsize
+        memory = (self.num_levels + 1) * self.hidden_size * (self.head_dim + 1)
+        blocks = self.num_levels * 2 * self.hidden_size
+        local = self.window * 2 * self.hidden_size
+        return wide * (memory + blocks) + dtype.itemsize * local + 8
+
+    def flops(self, num_tokens: int) -> int:
+        D, d, streams = self.hidden_size, self.head_dim, self.num_levels + 1
+        chunk, block = min(self.chunk_size, num_tokens), min(self.window, num_tokens)
+        projections = 2 * D * D * (4 if self.share_local else 6)
+        gate = 2 * D * (2 * D + 1) if self.gate == "learned" else 0
+        levels = 4 * D * d * self.num_levels
+        local = 4 * D * (2 * block - 1)
+        inside = streams * 2 * D * (2 * chunk + 1)
+        between = streams * 4 * D * (d + 1)
+        return num_tokens * (projections + gate + levels + local + inside + between)
+
+    def _project(self, x: Tensor) -> list[Tensor]:
+        k, v = self.k_proj(x), self.v_proj(x)
+        local_k, local_v = (k, v) if self.share_local else (self.local_k_proj(x), self.local_v_proj(x))
+        parts = (self.q_proj(x), k, v, local_k, local_v)
+        return [rearrange(part, "b n (h d) -> b n h d", h=self.num_heads) for part in parts]
+
+    def _streams(self, k: Tensor, v: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all streams, `[B, N, M, H, d]`, from the raw ones and `means [B, N, L, 2, H, d]`."""
+        k, v = k[:, :, None], v[:, :, None]
+        if not self.num_levels:
+            return k, v
+        keys = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 0], self.level_keys)
+        values = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 1], self.level_values)
+        return torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
+
+    def _mix_streams(self, streams: Tensor) -> Tensor:
+        """`[B, N, M, H, d] -> [B, N, H, d]`: the raw stream plus the softmax mixture of the levels."""
+        if not self.num_levels:
+            return streams[:, :, 0]
+        weights = observe("hale.level_weights", self.level_logits.softmax(dim=0)).to(streams.dtype)
+        return streams[:, :, 0] + torch.einsum("bnlhd,l->bnhd", streams[:, :, 1:], weights)
+
+    def _combine(self, x: Tensor, local: Tensor, glob: Tensor) -> Tensor:
+        local, glob = (rearrange(part, "b n h d -> b n (h d)") for part in (local, glob))
+        if self.gate == "learned":
+            hidden = nn.functional.silu(self.gate_hidden(torch.cat([x, local - glob], dim=-1)))
+            share = observe("hale.gate", torch.sigmoid(self.gate_out(hidden)))
+        else:
+            share = self.gate
+        return self.dropout(self.o_proj(share * local + (1 - share) * glob))
+
+    def _advance(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:
+        """The recurrence on one token, `x [B, D]`: the published cache differs in two marked places."""
+        published = self.cache == "published"
+        q, k, v, local_k, local_v = (part[:, 0] for part in self._project(x[:, None]))  # [B, H, d] each
+        memory, blocks, ring, tokens = state
+        batch = torch.arange(x.shape[0], device=x.device)
+        pair = torch.stack([local_k, local_v], dim=1).to(ring.dtype)
+        ring = ring.index_put((batch, tokens % self.window), pair)
+        local = self._attend_ring(q, ring, tokens)
+
+        sizes = 2 ** torch.arange(self.num_levels + 1, device=x.device)  # the raw stream's blocks have one row
+        phase = tokens[:, None] % sizes
+        begins = (phase == 0)[:, 1:, None, None, None]
+        blocks = torch.where(begins, 0.0, blocks) + torch.stack([k, v], dim=1)[:, None]
+        means = (blocks / (phase[:, 1:] + 1)[..., None, None, None]).to(x.dtype)
+        keys, values = self._streams(k[:, None], v[:, None], means[:, None])
+        features = elu_plus_one(keys[:, 0])
+        if published:  # no feature map on the levels
+            features = torch.cat([features[:, :1], keys[:, 0, 1:]], dim=1)
+        update = _outer(features.to(memory.dtype), values[:, 0].to(memory.dtype))
+        read = memory + update
+        if published:  # the past keeps completed blocks only
+            completed = (phase + 1 == sizes)[..., None, None, None]
+            memory = memory + torch.where(completed, update, 0.0)
+        else:
+            memory = read
+        out = torch.einsum("bhd,bmhde->bmhe", elu_plus_one(q).to(memory.dtype), read)
+        streams = (out[..., :-1] / out[..., -1:].clamp(min=EPS)).to(x.dtype)
+        y = self._combine(x[:, None], local[:, None], self._mix_streams(streams[:, None]))
+        return y[:, 0], HaleState(memory, blocks, ring, tokens + 1)
+
+    def _attend_ring(self, q: Tensor, ring: Tensor, tokens: Tensor) -> Tensor:
+        """Softmax attention of one query `[B, H, d]` over the ring's slots written so far."""
+        keys, values = ring[:, :, 0].to(q.dtype), ring[:, :, 1].to(q.dtype)
+        scores = torch.einsum("bhd,bwhd->bhw", q, keys) / self.head_dim**0.5
+        written = torch.arange(self.window, device=q.device) <= tokens[:, None]
+        weights = scores.masked_fill(~written[:, None], -torch.inf).softmax(dim=-1)
+        return torch.einsum("bhw,bwhd->bhd", weights, values)
+
+    def _decode_as_published(
+        self, x: Tensor, state: HaleState | None, starts: Tensor | None, return_state: bool
+    ) -> tuple[Tensor, HaleState | None]:
+        """The original fed prompts through its cache token by token: so does its ``forward`` with a state."""
+        if starts is not None:
+            return run_by_document(self, x, state, starts, return_state)
+        if state is None:
+            state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        rows = []
+        for row in x.unbind(dim=1):
+            y, state = self._advance(row, state)
+            rows.append(y)
+        return torch.stack(rows, dim=1), state if return_state else None
+
+
+def _outer(features: Tensor, values: Tensor) -> Tensor:
+    """phi(key) [value, 1]ᵀ: `[..., d]` and `[..., e]` to `[..., d, e + 1]`."""
+    return features[..., :, None] * nn.functional.pad(values, (0, 1), value=1.0)[..., None, :]

@@ -1,0 +1,205 @@
+"""Softmax attention, the mixer that all others claim to match: O(N²) time, a state linear in N.
+
+Rotary positions, grouped key/value heads, an optional window, PyTorch's fused attention underneath. Packed
+documents are attended one by one, which costs the sum of n² instead of N² and needs no mask.
+Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped queries https://arxiv.org/abs/2305.13245.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from longwave.mixers.base import Declaration, TokenMixer
+from longwave.modules import apply_rotary, rotary_angles
+from longwave.ops import Ring, document_positions, offset_attention
+
+SMALLEST_BUFFER = 16
+
+
+class SoftmaxState(NamedTuple):
+    """Keys (rotated) and values of the document, `rows [B, R, 2, G, d]`, and `tokens [B]`.
+
+    Without a window, row t of the document is in slot t and R doubles as it fills; with one, R is the
+    window and the slot t mod R.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+
+
+class Softmax(TokenMixer):
+    """Causal softmax attention.
+
+    Args:
+        hidden_size: D.
+        num_heads: H, a divisor of D.
+        num_kv_heads: G, a divisor of H; ``None`` for H.
+        window: tokens that are read, the present one included; ``None`` for all.
+        rotary_base: base of the rotary positions; ``None`` for no positions at all.
+        bias: whether the four projections have one.
+        dropout: probability, after the output projection.
+
+    Raises:
+        ValueError: an argument is outside its range, or sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        window: int | None = None,
+        rotary_base: float | None = 10000.0,
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(hidden_size, num_heads)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
+            raise ValueError(f"softmax: num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
+        if window is not None and window < 1:
+            raise ValueError(f"softmax: window must be at least 1, got {window}")
+        if rotary_base is not None and self.head_dim % 2:
+            raise ValueError(f"softmax: rotary positions need an even head width, got {self.head_dim}")
+        self.window, self.rotary_base = window, rotary_base
+        kv_size = self.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, kv_size, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, kv_size, bias=bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def declaration(self) -> Declaration:
+        if self.window is None:
+            return Declaration(growth="linear", cost="quadratic", edges=(SMALLEST_BUFFER, 2 * SMALLEST_BUFFER))
+        return Declaration(growth="constant", edges=(self.window,))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: SoftmaxState | None = None,
+        *,
+        starts: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, SoftmaxState | None]:
+        tokens = None if state is None else state.tokens
+        positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
+        q, k, v = self._project(x, positions)  # [B, N, H, d], [B, N, G, d] twice
+        if self.window is not None:
+            ring = None if state is None else Ring(*state)
+            shared = {"initial_state": ring, "starts": starts, "return_state": True}
+            out, ring = offset_attention(q, k, v, window=self.window, **shared)
+            final = SoftmaxState(*ring)
+        else:
+            out = _attend_documents(q, k, v, starts) if state is None else _attend_past(q, k, v, state, positions)
+            state = state or self.init_state(x.shape[0], device=x.device, dtype=k.dtype)
+            final = self._written(state, k, v, positions) if return_state else None
+        y = self.dropout(self.o_proj(rearrange(out, "b n h d -> b n (h d)")))
+        return y, final if return_state else None
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: SoftmaxState) -> tuple[Tensor, SoftmaxState]:
+        q, k, v = self._project(x[:, None], state.tokens[:, None])
+        rows, tokens = state
+        if self.window is None:
+            rows = _grown(rows, int(tokens.max()) + 1)
+        batch = torch.arange(x.shape[0], device=x.device)
+        rows[batch, tokens % rows.shape[1]] = torch.stack([k, v], dim=2)[:, 0].to(rows.dtype)
+        visible = torch.arange(rows.shape[1], device=x.device) <= tokens[:, None]
+        out = _fused(q, rows[:, :, 0].to(q.dtype), rows[:, :, 1].to(q.dtype), visible[:, None, None])
+        y = self.o_proj(rearrange(out, "b n h d -> b (n h d)"))
+        return self.dropout(y), SoftmaxState(rows, tokens + 1)
+
+    def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> SoftmaxState:
+        weight = self.k_proj.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        size = _buffer_size(max_tokens or 0) if self.window is None else self.window
+        rows = torch.zeros(batch_size, size, 2, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        return SoftmaxState(rows, torch.zeros(batch_size, dtype=torch.int64, device=device))
+
+    def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
+        size = _buffer_size(num_tokens) if self.window is None else self.window
+        return 2 * size * self.num_kv_heads * self.head_dim * dtype.itemsize + 8
+
+    def flops(self, num_tokens: int) -> int:
+        D, kv = self.hidden_size, self.num_kv_heads * self.head_dim
+        projections = num_tokens * 4 * D * (D + kv)
+        if self.window is None:
+            return projections + 4 * D * num_tokens * num_tokens
+        return projections + 4 * D * num_tokens * (2 * min(self.window, num_tokens) - 1)
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (
+            rearrange(projection(x), "b n (h d) -> b n h d", d=self.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.rotary_base is not None:
+            angles = rotary_angles(positions, self.head_dim, base=self.rotary_base, dtype=q.dtype)
+            q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
+        return q, k, v
+
+    def _written(self, state: SoftmaxState, k: Tensor, v: Tensor, positions: Tensor) -> SoftmaxState:
+        """The state after the rows k, v: those of each batch row's last document, each in its slot."""
+        batch_size, num_rows = positions.shape
+        tokens = positions[:, -1] + 1
+        continues = tokens == state.tokens + num_rows
+        rows = _grown(torch.where(continues[:, None, None, None, None], state.rows, 0.0), int(tokens.max()))
+        # Rows of earlier documents go to a slot beyond the buffer, which is cut off again.
+        offsets = positions - torch.arange(num_rows, device=k.device)
+        slots = torch.where(offsets == offsets[:, -1:], positions, rows.shape[1])
+        batch = torch.arange(batch_size, device=k.device)[:, None]
+        new = torch.stack([k, v], dim=2).to(rows.dtype)
+        rows = F.pad(rows, (0, 0) * 3 + (0, 1)).index_put((batch, slots), new)[:, :-1]
+        return SoftmaxState(rows, tokens)
+
+
+def _attend_documents(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
+    """Causal attention without a past: one fused call, or one for each document."""
+    if starts is None:
+        return _fused(q, k, v)
+    outputs = []
+    for row in range(q.shape[0]):
+        borders = starts[row].nonzero().flatten().tolist()
+        spans = pairwise(sorted({0, *borders, q.shape[1]}))
+        outputs.append(torch.cat([_fused(*(x[row : row + 1, a:b] for x in (q, k, v))) for a, b in spans], dim=1))
+    return torch.cat(outputs)
+
+
+def _attend_past(q: Tensor, k: Tensor, v: Tensor, state: SoftmaxState, positions: Tensor) -> Tensor:
+    """Causal attention over the state's rows and then the piece's own."""
+    rows = torch.arange(q.shape[1], device=q.device)
+    continues = positions - rows == state.tokens[:, None]
+    past = torch.arange(state.rows.shape[1], device=q.device) < state.tokens[:, None]
+    distance = rows[:, None] - rows
+    own = (distance >= 0) & (distance <= positions[..., None])
+    visible = torch.cat([continues[..., None] & past[:, None], own], dim=2)
+    keys = torch.cat([state.rows[:, :, 0].to(k.dtype), k], dim=1)
+    values = torch.cat([state.rows[:, :, 1].to(v.dtype), v], dim=1)
+    return _fused(q, keys, values, visible[:, None])
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+    """PyTorch's attention on `[B, N, H, d]`; causal unless ``visible`` `[B, 1, N, K]` bool is given."""
+    q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped
+    )
+    return rearrange(out, "b h n d -> b n h d")
+
+
+def _grown(rows: Tensor, num_tokens: int) -> Tensor:
+    missing = _buffer_size(num_tokens) - rows.shape[1]
+    return F.pad(rows, (0, 0) * 3 + (0, missing)) if missing > 0 else rows
+
+
+def _buffer_size(num_tokens: int) -> int:
+    """The power of two that holds ``num_tokens`` rows."""
+    return max(SMALLEST_BUFFER, 1 << max(num_tokens - 1, 0).bit_length())

@@ -1,0 +1,22 @@
+"""Numerical functions on tensors; each has a naive twin that is its only authority."""
+
+from longwave.ops._dispatch import BackendUnavailable, available_backends, use_backend
+from longwave.ops.block_means import BlockSums, block_means
+from longwave.ops.documents import Ring, document_positions, empty_ring
+from longwave.ops.features import elu_plus_one
+from longwave.ops.linear_attention import linear_attention
+from longwave.ops.offset_attention import offset_attention
+
+__all__ = [
+    "BackendUnavailable",
+    "BlockSums",
+    "Ring",
+    "available_backends",
+    "block_means",
+    "document_positions",
+    "elu_plus_one",
+    "empty_ring",
+    "linear_attention",
+    "offset_attention",
+    "use_backend",
+]

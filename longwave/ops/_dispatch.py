@@ -1,0 +1,72 @@
+"""Which form of an op runs.
+
+An op lives in ``longwave/ops/<op>.py``: its public function, ``<op>_naive`` (a loop, the authority) and
+``<op>_torch``. Fast forms of the same name live in ``longwave/ops/<backend>/<op>.py`` and are imported here,
+when first chosen, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.util import find_spec
+
+BACKENDS = ("naive", "torch", "numba", "triton")
+
+_preferred: ContextVar[str] = ContextVar("longwave_backend", default="auto")
+
+
+class BackendUnavailable(ValueError):
+    """The backend that was asked for has no form of this op."""
+
+
+def available_backends(op: str) -> tuple[str, ...]:
+    """Names of the backends that have a form of ``op``, slowest first."""
+    return tuple(name for name in BACKENDS if _module_of(op, name) is not None)
+
+
+def select_form(op: str, backend: str) -> Callable:
+    """Return the function that computes ``op``.
+
+    An explicit ``backend`` is obeyed or refused, never replaced. ``"auto"`` takes the backend of the
+    enclosing :func:`use_backend`, else the ``torch`` form.
+
+    Raises:
+        BackendUnavailable: ``backend`` is unknown or has no form of ``op``.
+    """
+    if backend == "auto":
+        backend = _preferred.get()
+    if backend == "auto":
+        backend = "torch"
+    module = _module_of(op, backend)
+    if module is None:
+        legal = ", ".join(("auto", *available_backends(op)))
+        raise BackendUnavailable(f"{op} has no backend {backend!r}; legal: {legal}")
+    return getattr(importlib.import_module(module), f"{op}_{backend}")
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Make ``backend`` the meaning of ``"auto"`` for every op called inside the ``with`` block.
+
+    Raises:
+        BackendUnavailable: ``backend`` is not a backend's name.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise BackendUnavailable(f"unknown backend {backend!r}; legal: {', '.join(('auto', *BACKENDS))}")
+    token = _preferred.set(backend)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def _module_of(op: str, backend: str) -> str | None:
+    if backend in ("naive", "torch"):
+        return f"longwave.ops.{op}"
+    if backend not in BACKENDS or find_spec(f"longwave.ops.{backend}") is None:
+        return None
+    name = f"longwave.ops.{backend}.{op}"
+    return name if find_spec(name) is not None else None

@@ -1,0 +1,167 @@
+"""Causal linear attention: weights are products of features, so the past fits into one matrix.
+
+Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236; the chunkwise form is that of
+https://arxiv.org/abs/2202.10447. Notation: B batch, N rows, M key/value streams that share one query,
+H heads, d features, e value channels, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from longwave.ops._dispatch import select_form
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Tensor | None = None,
+    normalize: bool = True,
+    eps: float = 1e-6,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    starts: Tensor | None = None,
+    return_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """o_i = sum_j w_ij v_j / max(sum_j w_ij, eps), w_ij = exp(sum of log_decay over (j, i]) q_i·k_j, j <= i.
+
+    The sum runs over the rows of i's own document. The result does not depend on ``chunk_size``.
+
+    Args:
+        q: `[B, N, H, d]`, features of the query (already mapped, positive if ``normalize``).
+        k: `[B, N, M, H, d]`, features of M streams of keys.
+        v: `[B, N, M, H, e]`, their values.
+        log_decay: at most 0, broadcastable to `[B, N, H]`; ``None`` for no decay.
+        normalize: divide by the sum of the weights, bounded below by ``eps``.
+        initial_state: `[B, M, H, d, e + 1]` (`e` if not ``normalize``): sum of k vᵀ over the past, the
+            last column being the sum of k.
+        starts: `[B, N]` bool, first row of each document.
+        backend: ``auto``, ``naive`` or ``torch``.
+
+    Returns:
+        `[B, N, M, H, e]` in v's dtype; with ``return_state`` also the final state, float32 or wider.
+
+    Raises:
+        ValueError: shapes disagree.
+        BackendUnavailable: the backend has no form of this op.
+    """
+    _check_shapes(q, k, v)
+    form = select_form("linear_attention", backend)
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    out_dtype = v.dtype
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if normalize:
+        v = F.pad(v, (0, 1), value=1.0)
+    if initial_state is None:
+        initial_state = v.new_zeros(v.shape[0], *v.shape[2:4], k.shape[-1], v.shape[-1])
+    if log_decay is not None:
+        log_decay = log_decay.to(dtype).expand(q.shape[:3])
+    out, state = form(q, k, v, log_decay, initial_state.to(dtype), starts, chunk_size)
+    if normalize:
+        out = out[..., :-1] / out[..., -1:].clamp(min=eps)
+    out = out.to(out_dtype)
+    return (out, state) if return_state else out
+
+
+def linear_attention_naive(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Token by token, the recurrence itself; ``chunk_size`` has no meaning here."""
+    outs = []
+    for t in range(q.shape[1]):
+        if starts is not None:
+            state = torch.where(starts[:, t, None, None, None, None], 0.0, state)
+        if log_decay is not None:
+            state = log_decay[:, t, None, :, None, None].exp() * state
+        state = state + k[:, t, ..., :, None] * v[:, t, ..., None, :]
+        outs.append(torch.einsum("bhd,bmhde->bmhe", q[:, t], state))
+    return torch.stack(outs, dim=1), state
+
+
+def linear_attention_torch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Chunks of C rows: masked products inside a chunk, one state matrix between chunks."""
+    num_rows = q.shape[1]
+    chunk = min(chunk_size, num_rows)
+    padding = -num_rows % chunk
+    if padding:
+        q, k, v = (F.pad(x, (0, 0) * (x.dim() - 2) + (0, padding)) for x in (q, k, v))
+        log_decay = None if log_decay is None else F.pad(log_decay, (0, 0, 0, padding))
+        starts = None if starts is None else F.pad(starts, (0, padding))
+    q = rearrange(q, "b (n c) h d -> b n 1 h c d", c=chunk)
+    k = rearrange(k, "b (n c) m h d -> b n m h c d", c=chunk)
+    v = rearrange(v, "b (n c) m h e -> b n m h c e", c=chunk)
+    within, from_past, to_future, carry = _chunk_weights(log_decay, starts, chunk, q)
+
+    out = ((q @ k.transpose(-1, -2)) * within) @ v  # [b, n, m, h, c, e]
+    updates = (k if to_future is None else k * to_future[..., None]).transpose(-1, -2) @ v
+    past = []
+    for n in range(updates.shape[1]):
+        past.append(state)
+        state = updates[:, n] + (state if carry is None else carry[:, n] * state)
+    read = q if from_past is None else q * from_past[..., None]
+    out = out + read @ torch.stack(past, dim=1)
+    return rearrange(out, "b n m h c e -> b (n c) m h e")[:, :num_rows], state
+
+
+def _chunk_weights(
+    log_decay: Tensor | None, starts: Tensor | None, chunk: int, like: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What decay and document borders multiply: pairs, reads of the past, writes to the future, the state.
+
+    Returns ``within`` broadcastable to `[b, n, m, h, c, c]`, ``from_past`` and ``to_future`` to
+    `[b, n, m, h, c]`, ``carry`` to `[b, n, m, h, 1, 1]`; ``None`` where the factor is 1 everywhere.
+    """
+    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=like.device).tril()
+    if log_decay is None and starts is None:
+        return causal.to(like.dtype), None, None, None
+    allowed, fresh, last = causal, None, None
+    if starts is not None:
+        document = rearrange(starts, "b (n c) -> b n 1 1 c", c=chunk).cumsum(dim=-1)
+        allowed = causal & (document[..., :, None] == document[..., None, :])
+        fresh = document == 0
+        last = document == document[..., -1:]
+    if log_decay is None:
+        assert fresh is not None and last is not None
+        carry = fresh[..., -1:, None].to(like.dtype)
+        return allowed.to(like.dtype), fresh.to(like.dtype), last.to(like.dtype), carry
+    total = rearrange(log_decay, "b (n c) h -> b n 1 h c", c=chunk).cumsum(dim=-1)
+    pairs = total[..., :, None] - total[..., None, :]
+    within = pairs.masked_fill(~allowed, -torch.inf).exp()
+    from_past = total if fresh is None else total.masked_fill(~fresh, -torch.inf)
+    to_future = total[..., -1:] - total
+    if last is not None:
+        to_future = to_future.masked_fill(~last, -torch.inf)
+    return within, from_past.exp(), to_future.exp(), from_past[..., -1:, None].exp()
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dim() != 4 or k.dim() != 5 or v.dim() != 5:
+        raise ValueError(
+            "linear_attention takes q [B, N, H, d], k [B, N, M, H, d] and v [B, N, M, H, e]; "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if (*k.shape[:2], *k.shape[3:]) != tuple(q.shape) or k.shape[:4] != v.shape[:4]:
+        raise ValueError(
+            "linear_attention: batch, rows, heads and features must agree; "
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )

@@ -1,0 +1,12 @@
+"""One Hugging Face model class for every mixer; importing this package registers it with the Auto classes."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from longwave.model.cache import LongwaveCache
+from longwave.model.configuration import LongwaveConfig
+from longwave.model.modeling import LongwaveForCausalLM
+
+AutoConfig.register("longwave", LongwaveConfig, exist_ok=True)
+AutoModelForCausalLM.register(LongwaveConfig, LongwaveForCausalLM, exist_ok=True)
+
+__all__ = ["LongwaveCache", "LongwaveConfig", "LongwaveForCausalLM"]

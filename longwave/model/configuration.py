@@ -1,0 +1,94 @@
+"""Configuration of a longwave model."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+POSITIONS = ("none", "learned", "sinusoidal")
+NORM_PLACEMENTS = ("pre", "post")
+
+
+@strict
+class LongwaveConfig(PreTrainedConfig):
+    """Sizes and kinds of a :class:`~longwave.model.LongwaveForCausalLM`.
+
+    Attributes:
+        vocab_size: rows of the embedding, tokens.
+        hidden_size: width of the residual stream, channels.
+        num_hidden_layers: blocks.
+        num_heads: heads of every mixer (also readable as ``num_attention_heads``).
+        mixer_types: one entry per layer, each a label (``"hale"``, ``"hale@wide"``, ``"module.path:Class"``)
+            or a list of labels, every one with its own norm and residual; one label alone means all layers.
+        mixer_kwargs: label to keyword arguments of its constructor.
+        feed_forward: ``"gelu"``, ``"swiglu"`` or ``"none"``.
+        intermediate_size: width of the feed-forward, channels; ``None`` for 4 hidden_size.
+        norm: ``"layer_norm"`` or ``"rms_norm"``.
+        norm_placement: ``"pre"`` (x + f(norm(x)), a final norm before the head) or ``"post"`` (norm(x + f(x))).
+        norm_eps: added to the variance.
+        positions: added to the embedding: ``"none"``, ``"learned"`` or ``"sinusoidal"``.
+        max_position_embeddings: rows of the learned table, tokens; other kinds have no limit.
+        scale_embedding: multiply token embeddings by the square root of hidden_size.
+        dropout: probability after the embedding, on each mixer's output and in the feed-forward.
+        initializer_range: standard deviation of linear weights and embeddings.
+    """
+
+    model_type = "longwave"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012 (read by PreTrainedConfig)
+
+    vocab_size: int = 257
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    num_heads: int = 8
+    mixer_types: list | tuple | str = "hale"
+    mixer_kwargs: dict | None = None
+    feed_forward: str = "gelu"
+    intermediate_size: int | None = None
+    norm: str = "layer_norm"
+    norm_placement: str = "pre"
+    norm_eps: float = 1e-5
+    positions: str = "none"
+    max_position_embeddings: int = 2048
+    scale_embedding: bool = False
+    dropout: float | int = 0.0
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.mixer_types, str):
+            self.mixer_types = [self.mixer_types] * self.num_hidden_layers
+        self.mixer_kwargs = dict(self.mixer_kwargs or {})
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    def labels(self) -> list[tuple[str, ...]]:
+        """The mixer labels of each layer."""
+        return [(entry,) if isinstance(entry, str) else tuple(entry) for entry in self.mixer_types]
+
+    def validate_architecture(self):
+        """Every complaint about the configuration's own values, in one error.
+
+        Raises:
+            ValueError: a value is illegal, or values do not fit each other.
+        """
+        complaints = []
+        if self.hidden_size % self.num_heads:
+            complaints.append(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
+        if len(self.mixer_types) != self.num_hidden_layers:
+            complaints.append(
+                f"mixer_types has {len(self.mixer_types)} entries for num_hidden_layers {self.num_hidden_layers}"
+            )
+        used = {label for entry in self.labels() for label in entry}
+        for label in sorted(set(self.mixer_kwargs) - used):
+            complaints.append(f"mixer_kwargs names {label!r}, which no layer uses; used: {', '.join(sorted(used))}")
+        for name, legal in (("positions", POSITIONS), ("norm_placement", NORM_PLACEMENTS)):
+            if getattr(self, name) not in legal:
+                complaints.append(f"unknown {name} {getattr(self, name)!r}; legal: {', '.join(legal)}")
+        if complaints:
+            raise ValueError("; ".join(complaints))

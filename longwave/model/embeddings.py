@@ -1,0 +1,39 @@
+"""Token embedding with its positions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from longwave.model.configuration import LongwaveConfig
+from longwave.modules import sinusoidal_table
+
+
+class Embeddings(nn.Module):
+    """Adds positions to token embeddings; positions count the tokens of a document."""
+
+    def __init__(self, config: LongwaveConfig) -> None:
+        super().__init__()
+        self.kind = config.positions
+        self.scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
+        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if self.kind == "learned":
+            self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, embeds: Tensor, positions: Tensor) -> Tensor:
+        """``embeds`` `[B, N, D]` from :attr:`tokens`, ``positions`` `[B, N]` int64 -> `[B, N, D]`.
+
+        Raises:
+            ValueError: a position lies beyond a learned table.
+        """
+        hidden = embeds * self.scale if self.scale != 1.0 else embeds
+        if self.kind == "learned":
+            longest, limit = int(positions.max()) + 1, self.positions.num_embeddings
+            if longest > limit:
+                raise ValueError(f"a document of {longest} tokens exceeds the {limit} learned positions")
+            hidden = hidden + self.positions(positions)
+        elif self.kind == "sinusoidal":
+            length = 1 << int(positions.max()).bit_length()
+            table = sinusoidal_table(length, hidden.shape[-1])
+            hidden = hidden + table.to(hidden)[positions]
+        return self.dropout(hidden)

@@ -1,0 +1,195 @@
+"""``LongwaveForCausalLM``: one language model for every mixer, usable wherever a Hugging Face model is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from longwave.mixers import TokenMixer
+from longwave.model.block import Block
+from longwave.model.cache import LongwaveCache
+from longwave.model.configuration import LongwaveConfig
+from longwave.model.embeddings import Embeddings
+from longwave.model.memory import Stream, in_batch_order, insert_memory, requested_memory, text_rows
+from longwave.modules import norm
+from longwave.ops import document_positions
+
+SHIM = "longwave_shim"
+SHIM_TEXT = '''"""Loads this directory with trust_remote_code=True; the code is the installed package longwave."""
+
+from longwave.model import LongwaveConfig, LongwaveForCausalLM  # noqa: F401
+'''
+
+
+class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
+    """Embedding, blocks, final norm, head.
+
+    ``forward`` takes what any causal language model of transformers takes, and ``starts`` `[B, N]` bool,
+    the first token of each document. An ``attention_mask`` `[B, past + N]` says the same in other words:
+    left padding is a start at the first real token.
+    """
+
+    config_class = LongwaveConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _no_split_modules = ("Block",)
+    _is_stateful = True
+    _tied_weights_keys = {"lm_head.weight": "embeddings.tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: LongwaveConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
+        self.final_norm = nn.Identity()
+        if config.norm_placement == "pre":
+            self.final_norm = norm(config.norm, config.hidden_size, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.memory_rows = requested_memory(mixer for block in self.blocks for mixer in block.mixers)
+        if self.memory_rows is not None:
+            self.memory = nn.Parameter(torch.empty(self.memory_rows.count, config.hidden_size))
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: LongwaveCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        starts: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = True,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the mean cross-entropy of ``labels`` (shifted inside, -100 ignored) if given.
+
+        ``hidden_states``, if asked for, are the residual streams: after the embedding and after each block.
+
+        Raises:
+            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``; ``starts`` beside an
+                ``attention_mask``; a mask of the wrong shape or with holes; a cache after right padding.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        embeds = self.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache, starts = self._prepare(embeds, attention_mask, past_key_values, starts, use_cache)
+        tokens = None if cache is None else cache.tokens
+        positions = document_positions(*embeds.shape[:2], tokens=tokens, starts=starts, device=embeds.device)
+        hidden = self.embeddings(embeds, positions)
+        streams = [Stream(None, hidden, starts, None)]
+        if self.memory_rows is not None:
+            every, exact_end = self.memory_rows.every, cache is not None
+            streams = insert_memory(hidden, starts, positions, self.memory, every, exact_end=exact_end)
+
+        residuals, states = [], []
+        for stream in streams:
+            current = [[None] * len(block.mixers) for block in self.blocks]
+            if cache is not None:
+                current = cache.read(stream.batch)
+            residual = [stream.hidden]
+            for index, block in enumerate(self.blocks):
+                x, current[index] = block(
+                    residual[-1], current[index], starts=stream.starts, return_state=cache is not None
+                )
+                residual = [*residual, x] if output_hidden_states else [x]
+            residuals.append([text_rows(stream, x) for x in residual])
+            states.append(current)
+        if cache is not None:
+            cache.write(streams, states, positions)
+        residual = [in_batch_order(streams, parts) for parts in zip(*residuals, strict=True)]
+
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(self.final_norm(residual[-1])[:, kept])
+        loss = None if labels is None else _cross_entropy(logits, labels, num_items_in_batch)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache,
+            hidden_states=tuple(residual) if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _prepare(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        cache: LongwaveCache | None,
+        starts: Tensor | None,
+        use_cache: bool | None,
+    ) -> tuple[LongwaveCache | None, Tensor | None]:
+        """The cache to fill, if any, and the document starts, from whatever the caller gave."""
+        padded = False
+        if attention_mask is not None:
+            if starts is not None:
+                raise ValueError("give starts or an attention_mask, not both")
+            seen = 0 if cache is None else cache.get_seq_length()
+            starts, padded = starts_of_mask(attention_mask, seen, embeds.shape[1])
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not padded
+        if cache is None and use_cache:
+            cache = LongwaveCache(self.config)
+        if padded and cache is not None:
+            raise ValueError("the state after right padding is not the state after the text; pad on the left")
+        return cache, starts
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, TokenMixer):
+            module.reset_parameters()
+        elif module is self and self.memory_rows is not None:
+            nn.init.normal_(self.memory, std=self.config.initializer_range)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = LongwaveCache(self.config)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """As in transformers; the directory also loads with ``trust_remote_code=True``."""
+        self.config.auto_map = {
+            "AutoConfig": f"{SHIM}.LongwaveConfig",
+            "AutoModelForCausalLM": f"{SHIM}.LongwaveForCausalLM",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+        (Path(save_directory) / f"{SHIM}.py").write_text(SHIM_TEXT)
+
+
+def starts_of_mask(mask: Tensor, num_seen: int, num_new: int) -> tuple[Tensor | None, bool]:
+    """Document starts `[B, num_new]` that an attention mask implies, and whether it pads on the right.
+
+    ``None`` if no row starts later than the first position.
+
+    Raises:
+        ValueError: the mask is not `[B, num_seen + num_new]`, or has a hole.
+    """
+    if mask.dim() != 2 or mask.shape[1] != num_seen + num_new:
+        raise ValueError(
+            f"attention_mask must be [batch, {num_seen + num_new}], the cached positions included; "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask[:, -num_new - 1 :].all():
+        return None, False
+    real = mask.bool()
+    before = F.pad(real, (1, 0))[:, :-1]
+    begins = real & ~before
+    if (begins.sum(dim=1) > 1).any():
+        raise ValueError("attention_mask has a hole; mark documents with starts instead")
+    padded = bool((before & ~real)[:, -num_new:].any())
+    return begins[:, -num_new:], padded
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """Mean over labels other than -100, or their sum divided by ``num_items`` (gradient accumulation)."""
+    logits = logits[:, :-1].flatten(0, 1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels[:, 1:].flatten().to(logits.device)
+    if num_items is None:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, reduction="sum") / num_items

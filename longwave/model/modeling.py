@@ -140,6 +140,14 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("the state after right padding is not the state after the text; pad on the left")
         return cache, starts
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.embeddings.tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.embeddings.tokens = value
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, TokenMixer):

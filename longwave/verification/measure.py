@@ -1,0 +1,50 @@
+"""How a check keeps the worst number it has found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class Worst:
+    """The largest deviation seen so far and where it was seen."""
+
+    value: float = 0.0
+    where: str = ""
+
+    def see(self, value: float, where: str) -> None:
+        """Keep ``value`` if it is the worst; NaN is worse than anything."""
+        value = math.inf if math.isnan(value) else value
+        if value > self.value or not self.where:
+            self.value, self.where = value, where
+
+
+def moved(new: Tensor, old: Tensor) -> float:
+    """Largest absolute difference; infinite if shapes differ."""
+    if new.shape != old.shape:
+        return math.inf
+    return float((new - old).detach().abs().max()) if old.numel() else 0.0
+
+
+def relative(new: Tensor, old: Tensor) -> float:
+    """Largest difference over the largest magnitude of ``old``."""
+    if not old.numel():
+        return moved(new, old)
+    return moved(new, old) / max(float(old.detach().abs().max()), 1e-30)
+
+
+def relative_state(new: Tensor, old: Tensor) -> float:
+    """:func:`relative`, for tensors whose capacity may differ: what one lacks is zero in the other."""
+    if new.dim() != old.dim():
+        return math.inf
+    sizes = [max(pair) for pair in zip(new.shape, old.shape, strict=True)]
+    return relative(_padded(new, sizes), _padded(old, sizes))
+
+
+def _padded(tensor: Tensor, sizes: list[int]) -> Tensor:
+    missing = [size - have for size, have in zip(sizes, tensor.shape, strict=True)]
+    return F.pad(tensor, [amount for size in reversed(missing) for amount in (0, size)])

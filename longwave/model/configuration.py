@@ -1,7 +1,5 @@
 """Configuration of a longwave model."""
 
-from __future__ import annotations
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 

@@ -1,0 +1,1 @@
+"""Run files that come with the package: small ones, and one for each published run."""

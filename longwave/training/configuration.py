@@ -1,0 +1,216 @@
+"""The run file: one YAML document that says everything about a training run.
+
+Validated as a whole: every complaint at once, each with the path, what was got and what is legal.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+
+from longwave.data.tokenizers import vocabulary_size
+from longwave.model import LongwaveConfig, LongwaveForCausalLM
+
+SET_BY_TOKENIZER = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
+
+
+class Section(BaseModel):
+    """A part of a run file: unknown keys are refused, values are not coerced to other kinds."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class DataSection(Section):
+    """Text.
+
+    Attributes:
+        train: ``embedded``, or the path of a text file.
+        validation: likewise; ``null`` sets every 20th document (the last 20th of a lone one) of ``train`` aside.
+        sequence_length: tokens of a row.
+    """
+
+    train: str = "embedded"
+    validation: str | None = None
+    sequence_length: int = Field(256, ge=2)
+
+
+class TrainingSection(Section):
+    """Optimisation, in optimizer steps.
+
+    Attributes:
+        tokens: tokens to train on, rounded up to whole steps.
+        batch_size: rows of a step.
+        learning_rate: peak.
+        minimum_learning_rate: at the end of the cosine.
+        warmup_steps: steps of linear growth from 0.
+        schedule: what follows the warm-up.
+        weight_decay: on weights of two or more dimensions.
+        betas: of AdamW.
+        clip: largest global gradient norm; ``null`` for no clipping.
+        precision: of the products; ``bfloat16`` is autocast, weights stay float32.
+        seed: of the weights, the order of the rows and dropout.
+    """
+
+    tokens: int = Field(1_000_000, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    minimum_learning_rate: float = Field(1e-5, ge=0)
+    warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(0, ge=0)
+
+
+class EvaluationSection(Section):
+    """Scoring on the validation text.
+
+    Attributes:
+        every_steps: steps between scores; 0 for the end only.
+        batch_size: rows of a batch.
+    """
+
+    every_steps: int = Field(0, ge=0)
+    batch_size: int = Field(16, ge=1)
+
+
+def _model_section() -> type[Section]:
+    """The model's own configuration, as a section: the fields of :class:`LongwaveConfig` and their defaults."""
+    own = LongwaveConfig.__annotations__.items()
+    fields: dict[str, Any] = {
+        name: (hint, getattr(LongwaveConfig, name)) for name, hint in own if name not in SET_BY_TOKENIZER
+    }
+    section = create_model("ModelSection", __base__=Section, **fields)
+    section.__doc__ = LongwaveConfig.__doc__
+    return section
+
+
+ModelSection = _model_section()
+
+
+class Run(Section):
+    """A run file.
+
+    Attributes:
+        description: one line for ``longwave list``.
+        published: numbers that the original authors report for this run, name to value.
+        model: sizes and mixers.
+        data: text.
+        tokenizer: ``byte`` or ``bpe:SIZE``.
+        training: optimisation.
+        evaluation: scoring.
+    """
+
+    description: str = ""
+    published: dict[str, float | str] = {}
+    model: ModelSection = ModelSection()  # type: ignore[valid-type]
+    data: DataSection = DataSection()
+    tokenizer: str = "byte"
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _known_tokenizer(cls, kind: str) -> str:
+        vocabulary_size(kind)
+        return kind
+
+    def model_configuration(self, vocab_size: int, end_of_text: int = 0) -> LongwaveConfig:
+        """The model's configuration once the tokenizer is known."""
+        return LongwaveConfig(
+            vocab_size=vocab_size,
+            bos_token_id=end_of_text,
+            eos_token_id=end_of_text,
+            pad_token_id=end_of_text,
+            **self.model.model_dump(),
+        )
+
+
+def preset_names() -> list[str]:
+    """Names of the run files that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in files("longwave.presets").iterdir() if path.name.endswith(".yaml"))
+
+
+def load_run(source: str, overrides: Sequence[str] = ()) -> Run:
+    """Read a run file or preset, apply ``path.to.key=value`` overrides, and check the whole.
+
+    Raises:
+        ValueError: the file cannot be read, or anything in it is illegal; one line for each complaint.
+    """
+    values = _read(source)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        run = Run.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{source}: {_sentence(item)}" for item in error.errors())) from None
+    _check_model(run, source)
+    return run
+
+
+def _check_model(run: Run, source: str) -> None:
+    """Build the model without memory: what its configuration and its mixers refuse is refused here."""
+    try:
+        with torch.device("meta"):
+            LongwaveForCausalLM(run.model_configuration(vocabulary_size(run.tokenizer)))
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{source}: model: {reason}") from None
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if source in preset_names():
+        text = files("longwave.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: a run file is a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ValueError(f"--set {override!r}: expected path.to.key=value")
+    *parents, last = path.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"--set {override!r}: {parent!r} is no section")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {override!r}: the value is not YAML") from None
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    """One complaint of pydantic's, as path, value and what is legal."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    if item["type"] != "extra_forbidden":
+        return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+    section = Run
+    for part in item["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    legal, key = list(section.model_fields), str(item["loc"][-1])
+    close = difflib.get_close_matches(key, legal, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{where}: unknown key{hint}; legal: {', '.join(legal)}"

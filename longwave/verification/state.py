@@ -16,6 +16,7 @@ from longwave.verification.measure import Worst, moved, relative
 from longwave.verification.subjects import MixerSubject
 
 BUDGET_SECONDS = 2.0
+LEAST_TOKENS = 2048
 PIECE = 1024
 FAR = 2**30
 
@@ -30,7 +31,7 @@ def bounded_state(subject: MixerSubject, longest: int) -> Worst:
     _check_growth(worst, subject)
     seen, state, began = 0, None, time.monotonic()
     counts = {}
-    while 3 * (time.monotonic() - began) < BUDGET_SECONDS:
+    while seen < LEAST_TOKENS or 3 * (time.monotonic() - began) < BUDGET_SECONDS:
         target = max(1, 2 * seen)
         while seen < target:
             size = min(PIECE, target - seen)
@@ -96,7 +97,7 @@ def round_trip(subject: MixerSubject, longest: int) -> Worst:
 
     kept = fork(state)
     mixer.step(x[:, 0], fork(state))
-    worst.see(moved(subject.run(x, state)[0], expected), "a fork was stepped: the original changed")
+    worst.see(moved(subject.run(x, state)[0], expected), "the original after its fork was stepped")
     order = [2, 0, 0]
     chosen, _ = subject.run(x[order], select(state, order))
     worst.see(relative(chosen, expected[order]), "select")

@@ -27,13 +27,13 @@ def causality(subject: Subject, longest: int) -> Worst:
                 after, _ = subject.run(changed)
                 distance = (after - y)[0, :cut].abs().amax(dim=-1)
                 place = int(distance.argmax())
-                worst.see(float(distance.max()), f"N={length}: output {place} moved with tokens {cut}..{length - 1}")
+                worst.see(float(distance.max()), f"output {place} when tokens {cut}..{length - 1} change")
     x = subject.sample(1, min(JACOBIAN_LENGTH, longest)).requires_grad_()
     y, _ = subject.run(x)
     for row in range(x.shape[1] - 1):
         (slope,) = torch.autograd.grad((y[0, row] * _ramp(y[0, row])).sum(), x, retain_graph=True)
         future = slope[0, row + 1 :].abs().amax(dim=-1)
-        worst.see(float(future.max()), f"Jacobian: output {row} by token {row + 1 + int(future.argmax())}")
+        worst.see(float(future.max()), f"slope of output {row} by token {row + 1 + int(future.argmax())}")
     return worst
 
 
@@ -115,7 +115,7 @@ def batch_independence(subject: Subject, longest: int) -> Worst:
             changed[row] = other[row]
             after, _ = subject.run(changed)
             rest = [index for index in range(3) if index != row]
-            worst.see(moved(after[rest], y[rest]), f"batch row {row} changed, N={length}")
+            worst.see(moved(after[rest], y[rest]), f"other rows when batch row {row} changes")
     return worst
 
 

@@ -1,0 +1,245 @@
+"""``longwave VERB``: what the package does, from a shell.
+
+Verbs import what they need when they run, so that ``--help`` is quick. Bad input ends with one clear line
+and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from click.exceptions import ClickException
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a value: path.to.key=value. Repeatable.")]
+
+
+def main() -> None:
+    """Entry point: exit code 0, 1 (a check or a run failed) or 2 (bad input)."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        print(f"longwave: {error}", file=sys.stderr)
+        sys.exit(2)
+    except FloatingPointError as error:
+        print(f"longwave: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Directory of the two runs.")] = Path("runs/demo"),
+    tokens: Annotated[int, typer.Option(help="Training tokens of each model.", min=1)] = 600_000,
+) -> None:
+    """Certify hale and softmax, train both at equal parameters, compare them and let them speak."""
+    from longwave.comparison import run_demo
+
+    _quiet_libraries()
+    raise typer.Exit(0 if run_demo(output, tokens, Console()) else 1)
+
+
+@app.command()
+def train(
+    run: Annotated[str, typer.Argument(help="Run file, or the name of a preset (see `longwave list`).")],
+    output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train the model that a run file describes."""
+    from dataclasses import asdict
+
+    from longwave.training import load_run
+    from longwave.training import train as train_run
+
+    _quiet_libraries()
+    settings = load_run(run, overrides or [])
+    output = output or Path("runs") / Path(run).stem
+    record = train_run(settings, output, console=Console(stderr=True))
+    if as_json:
+        print(json.dumps(asdict(record)))
+    else:
+        print(f"{record.bits_per_byte:.4f} bits per byte, perplexity {record.perplexity:.2f}; saved in {output}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Directory of a run or model.")],
+    data: Annotated[str, typer.Option(help="`embedded`, or a text file; scored whole.")],
+    sequence_length: Annotated[int, typer.Option(help="Tokens that are read at a time.", min=2)] = 256,
+    batch_size: Annotated[int, typer.Option(help="Rows of a batch.", min=1)] = 16,
+    as_json: Json = False,
+) -> None:
+    """Bits per byte and perplexity of a text."""
+    from longwave.data import read_corpus, tokenize
+    from longwave.evaluation import score
+
+    _quiet_libraries()
+    loaded, tokenizer = _load(model)
+    stream = tokenize(read_corpus(data).documents, tokenizer)
+    with _progress("score") as advance:
+        result = score(loaded, stream, sequence_length, batch_size=batch_size, progress=advance)
+    values = {
+        "bits_per_byte": result.bits_per_byte,
+        "perplexity": result.perplexity,
+        "tokens": result.num_tokens,
+        "bytes": result.num_bytes,
+    }
+    if as_json:
+        print(json.dumps(values))
+    else:
+        print(
+            f"{result.bits_per_byte:.4f} bits per byte, perplexity {result.perplexity:.2f} "
+            f"({result.num_tokens:,} tokens, {result.num_bytes:,} bytes)"
+        )
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Directory of a run or model.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty begins a document.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0.0)] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.", min=0)] = 50,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this total.", min=0.0, max=1.0)] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Continue a prompt, token by token as they come."""
+    import torch
+    from transformers import TextStreamer
+
+    _quiet_libraries()
+    loaded, tokenizer = _load(model)
+    torch.manual_seed(seed)
+    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    ids = torch.tensor([begin + tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    if not ids.numel():
+        raise ValueError("the prompt is empty, and the tokenizer has no token that begins a document")
+    print(prompt, end="", flush=True)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    loaded.generate(
+        ids,
+        max_new_tokens=max_new_tokens,
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        pad_token_id=tokenizer.pad_token_id,
+        **(sampling if temperature else {"do_sample": False}),
+    )
+
+
+@app.command()
+def verify(
+    target: Annotated[str, typer.Argument(help="A mixer, module.path:Class, or the directory of a run or model.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="An argument of the mixer: window=32. Repeatable.")
+    ] = None,
+    longest: Annotated[int, typer.Option(help="Tokens of the longest sequence tried.", min=8)] = 257,
+    as_json: Json = False,
+) -> None:
+    """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
+    import yaml
+
+    from longwave.verification import certify, subject_of
+    from longwave.verification.report import print_header, print_line
+
+    _quiet_libraries()
+    arguments = {}
+    for override in overrides or []:
+        name, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"--set {override!r}: expected name=value")
+        arguments[name] = yaml.safe_load(value)
+    subject = subject_of(target, arguments)
+    console = Console()
+    if not as_json:
+        print_header(console, subject)
+    certificate = certify(
+        subject, longest=longest, report=None if as_json else lambda line: print_line(console, line)
+    )
+    if as_json:
+        print(json.dumps(certificate.as_dict()))
+    raise typer.Exit(0 if certificate.passed else 1)
+
+
+@app.command("list")
+def list_all(as_json: Json = False) -> None:
+    """Mixers and presets."""
+    from longwave.mixers import available, build, resolve
+    from longwave.training import load_run, preset_names
+
+    _quiet_libraries()
+    mixers = []
+    for name in available():
+        promise = build(name, 16, 2).declaration()
+        title = (sys.modules[resolve(name).__module__].__doc__ or "").splitlines()[0]
+        mixers.append({"name": name, "cost": promise.cost, "state": promise.growth, "title": title})
+    presets = []
+    for name in preset_names():
+        run = load_run(name)
+        presets.append({"name": name, "description": run.description, "published": run.published})
+    if as_json:
+        print(json.dumps({"mixers": mixers, "presets": presets}))
+        return
+    _print_table("Mixers", mixers)
+    for preset in presets:
+        preset["published"] = ", ".join(f"{key} {value}" for key, value in preset["published"].items())
+    _print_table("Presets", presets)
+
+
+def _print_table(title: str, rows: list[dict]) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+def _load(directory: str):
+    """Model and tokenizer of a local directory.
+
+    Raises:
+        ValueError: it is not the directory of a saved model.
+    """
+    import longwave.model  # noqa: F401 (registers the model with AutoModelForCausalLM)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (Path(directory) / "config.json").is_file():
+        raise ValueError(f"{directory}: holds no config.json; expected the directory of a run or model")
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    return model, AutoTokenizer.from_pretrained(directory)
+
+
+def _quiet_libraries() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+class _progress:
+    """A bar on standard error; gives a function that takes work done and work in all."""
+
+    def __init__(self, title: str) -> None:
+        from rich.progress import Progress
+
+        self.bar = Progress(console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task(title)
+
+    def __enter__(self):
+        self.bar.start()
+        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *error) -> None:
+        self.bar.stop()

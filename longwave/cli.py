@@ -164,9 +164,7 @@ def verify(
     console = Console()
     if not as_json:
         print_header(console, subject)
-    certificate = certify(
-        subject, longest=longest, report=None if as_json else lambda line: print_line(console, line)
-    )
+    certificate = certify(subject, longest=longest, report=None if as_json else lambda line: print_line(console, line))
     if as_json:
         print(json.dumps(certificate.as_dict()))
     raise typer.Exit(0 if certificate.passed else 1)
@@ -212,8 +210,9 @@ def _load(directory: str):
     Raises:
         ValueError: it is not the directory of a saved model.
     """
-    import longwave.model  # noqa: F401 (registers the model with AutoModelForCausalLM)
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import longwave.model  # noqa: F401 (registers the model with AutoModelForCausalLM)
 
     if not (Path(directory) / "config.json").is_file():
         raise ValueError(f"{directory}: holds no config.json; expected the directory of a run or model")

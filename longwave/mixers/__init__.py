@@ -88,13 +88,15 @@ def build(
 
 def _nested(hint: Any, value: Any) -> Any:
     candidates = (hint, *typing.get_args(hint))
-    target = next((option for option in candidates if dataclasses.is_dataclass(option)), None)
+    target: Any = next((option for option in candidates if dataclasses.is_dataclass(option)), None)
     if target is None or not isinstance(value, Mapping):
         return value
     names = [item.name for item in dataclasses.fields(target)]
     for name in value:
         if name not in names:
-            raise ValueError(f"{target.__name__} has no field {name!r}{_nearest(name, names)}; legal: {', '.join(names)}")
+            raise ValueError(
+                f"{target.__name__} has no field {name!r}{_nearest(name, names)}; legal: {', '.join(names)}"
+            )
     return target(**value)
 
 

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ STATE_FORMAT = "longwave-state-1"
 
 #: A mixer's state: a NamedTuple of batch-first tensors, one of them ``tokens`` `[B]` int64, the rows that
 #: the current document of each batch row has seen.
-State = TypeVar("State", bound=tuple)
+State = Any
 
 
 class MemoryRows(NamedTuple):
@@ -132,9 +132,7 @@ def select(state: State, rows: Tensor | Sequence[int]) -> State:
 def put(state: State, rows: Tensor | Sequence[int], part: State) -> State:
     """A copy of ``state`` whose batch rows ``rows`` are those of ``part``; sizes grow to the larger."""
     index = torch.as_tensor(rows, dtype=torch.int64, device=state[0].device)
-    return type(state)(
-        *(whole.index_copy(0, index, new.to(whole)) for whole, new in map(_same_size, state, part))
-    )
+    return type(state)(*(whole.index_copy(0, index, new.to(whole)) for whole, new in map(_same_size, state, part)))
 
 
 def concatenate(states: Sequence[State]) -> State:
@@ -228,9 +226,10 @@ def observe(name: str, tensor: Tensor) -> Tensor:
 @contextmanager
 def collecting() -> Iterator[dict[str, list[Tensor]]]:
     """Collect what mixers :func:`observe` while the block runs, one list entry for each call."""
-    token = _collected.set({})
+    collected: dict[str, list[Tensor]] = {}
+    token = _collected.set(collected)
     try:
-        yield _collected.get()
+        yield collected
     finally:
         _collected.reset(token)
 

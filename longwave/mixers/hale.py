@@ -85,8 +85,7 @@ class Hale(TokenMixer):
         super().__init__(hidden_size, num_heads)
         if window < 1 or num_levels < 0 or chunk_size < 1:
             raise ValueError(
-                "hale needs window >= 1, num_levels >= 0 and chunk_size >= 1; "
-                f"got {window}, {num_levels}, {chunk_size}"
+                f"hale needs window >= 1, num_levels >= 0 and chunk_size >= 1; got {window}, {num_levels}, {chunk_size}"
             )
         if gate != "learned" and not (isinstance(gate, int | float) and 0 <= gate <= 1):
             raise ValueError(f"hale: gate must be 'learned' or a number in [0, 1], got {gate!r}")
@@ -105,7 +104,10 @@ class Hale(TokenMixer):
             self.local_k_proj, self.local_v_proj = projection(), projection()
         if num_levels:
             shape = (num_levels, self.head_dim, self.head_dim)
-            self.level_keys, self.level_values = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.empty(shape))
+            self.level_keys, self.level_values = (
+                nn.Parameter(torch.empty(shape)),
+                nn.Parameter(torch.empty(shape)),
+            )
             self.level_logits = nn.Parameter(torch.zeros(num_levels), requires_grad=learn_level_logits)
         if gate == "learned":
             self.gate_hidden = nn.Linear(2 * hidden_size, hidden_size)
@@ -129,12 +131,10 @@ class Hale(TokenMixer):
 
     def declaration(self) -> Declaration:
         breaks = {}
-        if self.cache == "published":
+        if self.cache == "published" and self.num_levels:
             breaks["P3"] = "the published cache decodes another function than training computes"
         blocks = tuple(2**level for level in range(1, self.num_levels + 1))
-        return Declaration(
-            growth="constant", edges=(*blocks, self.window, self.chunk_size), breaks=breaks
-        )
+        return Declaration(growth="constant", edges=(*blocks, self.window, self.chunk_size), breaks=breaks)
 
     def forward(
         self,

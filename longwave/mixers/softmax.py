@@ -189,9 +189,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Te
     """PyTorch's attention on `[B, N, H, d]`; causal unless ``visible`` `[B, 1, N, K]` bool is given."""
     q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped
-    )
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
     return rearrange(out, "b h n d -> b n h d")
 
 

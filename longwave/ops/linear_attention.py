@@ -141,7 +141,8 @@ def _chunk_weights(
         fresh = document == 0
         last = document == document[..., -1:]
     if log_decay is None:
-        assert fresh is not None and last is not None
+        assert fresh is not None
+        assert last is not None
         carry = fresh[..., -1:, None].to(like.dtype)
         return allowed.to(like.dtype), fresh.to(like.dtype), last.to(like.dtype), carry
     total = rearrange(log_decay, "b (n c) h -> b n 1 h c", c=chunk).cumsum(dim=-1)

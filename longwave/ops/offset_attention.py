@@ -46,13 +46,10 @@ def offset_attention(
     if window < 1:
         raise ValueError(f"offset_attention: window must be at least 1, got {window}")
     if q.shape[2] % k.shape[2]:
-        raise ValueError(
-            f"offset_attention: {q.shape[2]} query heads are no multiple of {k.shape[2]} key/value heads"
-        )
+        raise ValueError(f"offset_attention: {q.shape[2]} query heads are no multiple of {k.shape[2]} key/value heads")
     if initial_state is not None and initial_state.rows.shape[1] != window:
         raise ValueError(
-            f"offset_attention: window {window} needs a ring of {window} rows, "
-            f"got {initial_state.rows.shape[1]}"
+            f"offset_attention: window {window} needs a ring of {window} rows, got {initial_state.rows.shape[1]}"
         )
     form = select_form("offset_attention", backend)
     tokens = None if initial_state is None else initial_state.tokens
@@ -94,9 +91,7 @@ def offset_attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int, positio
     padding = -num_rows % block
     q = rearrange(F.pad(q, (0, 0, 0, 0, 0, padding)), "b (n c) h d -> (b n) h c d", c=block)
     k, v = (
-        rearrange(
-            F.pad(x, (0, 0, 0, 0, 0, padding)).unfold(1, block + reach, block), "b n g d j -> (b n) g j d"
-        )
+        rearrange(F.pad(x, (0, 0, 0, 0, 0, padding)).unfold(1, block + reach, block), "b n g d j -> (b n) g j d")
         for x in (k, v)
     )
     # A padded row, at position 0, reads itself alone.

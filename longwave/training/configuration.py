@@ -137,7 +137,9 @@ class Run(Section):
 
 def preset_names() -> list[str]:
     """Names of the run files that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in files("longwave.presets").iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in files("longwave.presets").iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def load_run(source: str, overrides: Sequence[str] = ()) -> Run:

@@ -91,7 +91,10 @@ def train(run: Run, output: Path, *, console: Console | None = None, data: Data 
         optimizers=_optimizer(model, run.training, total_steps),
     )
     evaluate = partial(
-        score, stream=data.valid, sequence_length=run.data.sequence_length, batch_size=run.evaluation.batch_size
+        score,
+        stream=data.valid,
+        sequence_length=run.data.sequence_length,
+        batch_size=run.evaluation.batch_size,
     )
     trainer.remove_callback(PrinterCallback)
     for callback in (

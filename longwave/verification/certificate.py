@@ -81,9 +81,7 @@ class Certificate:
         return {"name": self.name, "passed": self.passed, "lines": [asdict(line) for line in self.lines]}
 
 
-def certify(
-    subject: Subject, *, longest: int = LONGEST, report: Callable[[Line], None] | None = None
-) -> Certificate:
+def certify(subject: Subject, *, longest: int = LONGEST, report: Callable[[Line], None] | None = None) -> Certificate:
     """Hold ``subject`` to every property that applies to it.
 
     Args:

@@ -143,7 +143,11 @@ class ModelSubject(Subject):
 
 
 def mixer_subject(
-    label: str, arguments: Mapping[str, Any] | None = None, *, hidden_size: int = WIDTH, num_heads: int = HEADS
+    label: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    hidden_size: int = WIDTH,
+    num_heads: int = HEADS,
 ) -> MixerSubject:
     """The mixer that ``label`` names, small.
 

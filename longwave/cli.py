@@ -24,6 +24,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a val
 
 def main() -> None:
     """Entry point: exit code 0, 1 (a check or a run failed) or 2 (bad input)."""
+    sys.path.append("")  # module.path:ClassName is looked up in the working directory too
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except ClickException as error:

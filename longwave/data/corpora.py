@@ -14,7 +14,7 @@ from pathlib import Path
 
 EMBEDDED = "embedded"
 VALIDATION_SHARE = 20  # one document, or one part of a document's text, in this many
-NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
+NOT_TEXT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "encodings"}
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def read_corpus(source: str) -> Corpus:
 
 
 def _read_library() -> list[str]:
-    """Every module of the standard library, tests excepted, in the order of its relative path."""
+    """Every module of the standard library but tests and tables of characters, in the order of its path."""
     root = Path(sysconfig.get_path("stdlib"))
     files = [path.relative_to(root) for path in root.rglob("*.py")]
-    kept = sorted(path.as_posix() for path in files if not NOT_LIBRARY & set(path.parts))
+    kept = sorted(path.as_posix() for path in files if not NOT_TEXT & set(path.parts))
     texts = ((root / path).read_text(encoding="utf-8", errors="replace") for path in kept)
     return [text for text in texts if text.strip()]

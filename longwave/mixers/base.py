@@ -13,7 +13,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -212,26 +211,26 @@ def step_by_forward(mixer: TokenMixer, x: Tensor, state: State) -> tuple[Tensor,
     return y[:, 0], state
 
 
-_collected: ContextVar[dict[str, list[Tensor]] | None] = ContextVar("longwave_observations", default=None)
+# A plain global, which torch.compile can guard on; a ContextVar it cannot read.
+_collected: dict[str, list[Tensor]] | None = None
 
 
 def observe(name: str, tensor: Tensor) -> Tensor:
     """Return ``tensor``; inside :func:`collecting` also keep it under ``name``."""
-    collected = _collected.get()
-    if collected is not None:
-        collected.setdefault(name, []).append(tensor.detach())
+    if _collected is not None:
+        _collected.setdefault(name, []).append(tensor.detach())
     return tensor
 
 
 @contextmanager
 def collecting() -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what mixers :func:`observe` while the block runs, one list entry for each call."""
-    collected: dict[str, list[Tensor]] = {}
-    token = _collected.set(collected)
+    """Collect what mixers :func:`observe` while the block runs, in all threads; an entry for each call."""
+    global _collected
+    before, _collected = _collected, {}
     try:
-        yield collected
+        yield _collected
     finally:
-        _collected.reset(token)
+        _collected = before
 
 
 def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib.util import find_spec
 
-BACKENDS = ("naive", "torch", "numba", "triton")
+FAST_BACKENDS = ("numba", "triton")
+BACKENDS = ("naive", "torch", *FAST_BACKENDS)
 
-_preferred: ContextVar[str] = ContextVar("longwave_backend", default="auto")
+# A plain global, which torch.compile can guard on; a ContextVar it cannot read.
+_preferred = "auto"
 
 
 class BackendUnavailable(ValueError):
@@ -24,11 +25,11 @@ class BackendUnavailable(ValueError):
 
 def available_backends(op: str) -> tuple[str, ...]:
     """Names of the backends that have a form of ``op``, slowest first."""
-    return tuple(name for name in BACKENDS if _module_of(op, name) is not None)
+    return ("naive", "torch", *(name for name in FAST_BACKENDS if _module_of(op, name) is not None))
 
 
-def select_form(op: str, backend: str) -> Callable:
-    """Return the function that computes ``op``.
+def select_form(op: str, backend: str, naive: Callable, torch: Callable) -> Callable:
+    """Return the function that computes ``op``: ``naive``, ``torch``, or a fast form loaded when first chosen.
 
     An explicit ``backend`` is obeyed or refused, never replaced. ``"auto"`` takes the backend of the
     enclosing :func:`use_backend`, else the ``torch`` form.
@@ -37,9 +38,11 @@ def select_form(op: str, backend: str) -> Callable:
         BackendUnavailable: ``backend`` is unknown or has no form of ``op``.
     """
     if backend == "auto":
-        backend = _preferred.get()
-    if backend == "auto":
-        backend = "torch"
+        backend = _preferred
+    if backend in ("auto", "torch"):
+        return torch
+    if backend == "naive":
+        return naive
     module = _module_of(op, backend)
     if module is None:
         legal = ", ".join(("auto", *available_backends(op)))
@@ -49,24 +52,23 @@ def select_form(op: str, backend: str) -> Callable:
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Make ``backend`` the meaning of ``"auto"`` for every op called inside the ``with`` block.
+    """Make ``backend`` the meaning of ``"auto"`` for every op called inside the ``with`` block, in all threads.
 
     Raises:
         BackendUnavailable: ``backend`` is not a backend's name.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailable(f"unknown backend {backend!r}; legal: {', '.join(('auto', *BACKENDS))}")
-    token = _preferred.set(backend)
+    global _preferred
+    before, _preferred = _preferred, backend
     try:
         yield
     finally:
-        _preferred.reset(token)
+        _preferred = before
 
 
 def _module_of(op: str, backend: str) -> str | None:
-    if backend in ("naive", "torch"):
-        return f"longwave.ops.{op}"
-    if backend not in BACKENDS or find_spec(f"longwave.ops.{backend}") is None:
+    if backend not in FAST_BACKENDS or find_spec(f"longwave.ops.{backend}") is None:
         return None
     name = f"longwave.ops.{backend}.{op}"
     return name if find_spec(name) is not None else None

@@ -49,7 +49,7 @@ def block_means(
     Raises:
         BackendUnavailable: the backend has no form of this op.
     """
-    form = select_form("block_means", backend)
+    form = select_form("block_means", backend, block_means_naive, block_means_torch)
     rows = x.to(torch.promote_types(x.dtype, torch.float32))
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)

@@ -52,7 +52,7 @@ def linear_attention(
         BackendUnavailable: the backend has no form of this op.
     """
     _check_shapes(q, k, v)
-    form = select_form("linear_attention", backend)
+    form = select_form("linear_attention", backend, linear_attention_naive, linear_attention_torch)
     dtype = torch.promote_types(v.dtype, torch.float32)
     out_dtype = v.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)

@@ -51,7 +51,7 @@ def offset_attention(
         raise ValueError(
             f"offset_attention: window {window} needs a ring of {window} rows, got {initial_state.rows.shape[1]}"
         )
-    form = select_form("offset_attention", backend)
+    form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch)
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*q.shape[:2], tokens=tokens, starts=starts, device=q.device)
     new = torch.stack([k, v], dim=2)

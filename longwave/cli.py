@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.exceptions import ClickException
 from rich.console import Console
 from rich.table import Table
 
@@ -26,18 +25,13 @@ def main() -> None:
     """Entry point: exit code 0, 1 (a check or a run failed) or 2 (bad input)."""
     sys.path.append("")  # module.path:ClassName is looked up in the working directory too
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except ClickException as error:
-        error.show()
-        sys.exit(2)
+        app()
     except (ValueError, OSError) as error:
         print(f"longwave: {error}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
         print(f"longwave: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 @app.command()
@@ -149,19 +143,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
-    import yaml
-
+    from longwave.training.configuration import parse_override
     from longwave.verification import certify, subject_of
     from longwave.verification.report import print_header, print_line
 
     _quiet_libraries()
-    arguments = {}
-    for override in overrides or []:
-        name, separator, value = override.partition("=")
-        if not separator:
-            raise ValueError(f"--set {override!r}: expected name=value")
-        arguments[name] = yaml.safe_load(value)
-    subject = subject_of(target, arguments)
+    subject = subject_of(target, dict(parse_override(override) for override in overrides or []))
     console = Console()
     if not as_json:
         print_header(console, subject)

@@ -80,24 +80,29 @@ def build(
             raise ValueError(
                 f"mixer {label!r} has no argument {name!r}{_nearest(name, options)}; legal: {', '.join(options)}"
             )
-        given[name] = _nested(hints.get(name), value)
+        given[name] = _checked(f"mixer {label!r}: {name}", hints.get(name, Any), value)
     place = {"layer_index": layer_index, "num_layers": num_layers}
     given |= {name: value for name, value in place.items() if name in legal}
     return mixer_type(hidden_size, num_heads, **given)
 
 
-def _nested(hint: Any, value: Any) -> Any:
-    candidates = (hint, *typing.get_args(hint))
-    target: Any = next((option for option in candidates if dataclasses.is_dataclass(option)), None)
-    if target is None or not isinstance(value, Mapping):
-        return value
-    names = [item.name for item in dataclasses.fields(target)]
-    for name in value:
-        if name not in names:
-            raise ValueError(
-                f"{target.__name__} has no field {name!r}{_nearest(name, names)}; legal: {', '.join(names)}"
-            )
-    return target(**value)
+def _checked(where: str, hint: Any, value: Any) -> Any:
+    """``value`` as what the annotation ``hint`` says; a mapping becomes a dataclass."""
+    from pydantic import TypeAdapter, ValidationError
+
+    options = (hint, *typing.get_args(hint))
+    target: Any = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    if target is not None and isinstance(value, Mapping):
+        legal = typing.get_type_hints(target)
+        for name in value:
+            if name not in legal:
+                raise ValueError(f"{where} has no field {name!r}{_nearest(name, legal)}; legal: {', '.join(legal)}")
+        return target(**{name: _checked(f"{where}.{name}", legal[name], item) for name, item in value.items()})
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        reasons = " or ".join(item["msg"][0].lower() + item["msg"][1:] for item in error.errors())
+        raise ValueError(f"{where}: {reasons}, got {value!r}") from None
 
 
 def _nearest(name: str, options: typing.Iterable[str]) -> str:

@@ -15,7 +15,7 @@ Every position contributes one (key, value) pair to every level, the mean its bl
 level's past is one matrix and decoding needs only the sums of the current blocks.
 
 Symbols of the method and names here: W_q W_k W_v W_kl W_vl W_o -> {q,k,v,local_k,local_v,o}_proj;
-P, R -> level_keys, level_values; w_scale -> level_logits; G1, G2 -> gate_hidden, gate_out.
+P, R, w_scale -> levels.{keys,values,logits}; G1, G2 -> gate.{hidden,out}.
 """
 
 from __future__ import annotations
@@ -44,6 +44,62 @@ class HaleState(NamedTuple):
     blocks: Tensor
     local: Tensor
     tokens: Tensor
+
+
+class LevelMixture(nn.Module):
+    """What turns block means into keys and values of the levels, and the levels' outputs into one.
+
+    Args:
+        num_levels: L.
+        head_dim: d; the maps are shared by all heads.
+        learn_logits: False freezes the mixture at its uniform start.
+    """
+
+    def __init__(self, num_levels: int, head_dim: int, *, learn_logits: bool = True) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.empty(num_levels, head_dim, head_dim))
+        self.values = nn.Parameter(torch.empty(num_levels, head_dim, head_dim))
+        self.logits = nn.Parameter(torch.empty(num_levels), requires_grad=learn_logits)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Maps N(0, 0.02²), logits 0."""
+        nn.init.normal_(self.keys, std=INITIALIZER_STD)
+        nn.init.normal_(self.values, std=INITIALIZER_STD)
+        nn.init.zeros_(self.logits)
+
+    def streams(self, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, N, L, H, d]` of the levels from the means `[B, N, L, 2, H, d]` of k and v."""
+        keys = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 0], self.keys)
+        values = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 1], self.values)
+        return keys, values
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """sum_l softmax(logits)_l outputs_l: `[B, N, L, H, d] -> [B, N, H, d]`."""
+        weights = observe("hale.level_weights", self.logits.softmax(dim=0)).to(outputs.dtype)
+        return torch.einsum("bnlhd,l->bnhd", outputs, weights)
+
+
+class BranchGate(nn.Module):
+    """One share of the local branch for each token: a = sigmoid(G2 silu(G1 [x; local - global]))."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """G1 N(0, 0.02²), the rest 0: an even mixture."""
+        nn.init.normal_(self.hidden.weight, std=INITIALIZER_STD)
+        for parameter in (self.hidden.bias, self.out.weight, self.out.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, local: Tensor, glob: Tensor) -> Tensor:
+        """a local + (1 - a) glob, `[..., D]` throughout."""
+        hidden = nn.functional.silu(self.hidden(torch.cat([x, local - glob], dim=-1)))
+        share = observe("hale.gate", torch.sigmoid(self.out(hidden)))
+        return share * local + (1 - share) * glob
 
 
 class Hale(TokenMixer):
@@ -94,7 +150,7 @@ class Hale(TokenMixer):
         if cache not in ("exact", "published"):
             raise ValueError(f"hale: cache must be 'exact' or 'published', got {cache!r}")
         self.window, self.num_levels, self.chunk_size = window, num_levels, chunk_size
-        self.gate, self.gate_init, self.share_local, self.cache = gate, gate_init, share_local, cache
+        self.gate_init, self.share_local, self.cache = gate_init, share_local, cache
 
         def projection() -> nn.Linear:
             return nn.Linear(hidden_size, hidden_size, bias=False)
@@ -102,32 +158,25 @@ class Hale(TokenMixer):
         self.q_proj, self.k_proj, self.v_proj = projection(), projection(), projection()
         if not share_local:
             self.local_k_proj, self.local_v_proj = projection(), projection()
+        self.levels = None
         if num_levels:
-            shape = (num_levels, self.head_dim, self.head_dim)
-            self.level_keys, self.level_values = (
-                nn.Parameter(torch.empty(shape)),
-                nn.Parameter(torch.empty(shape)),
-            )
-            self.level_logits = nn.Parameter(torch.zeros(num_levels), requires_grad=learn_level_logits)
-        if gate == "learned":
-            self.gate_hidden = nn.Linear(2 * hidden_size, hidden_size)
-            self.gate_out = nn.Linear(hidden_size, 1)
+            self.levels = LevelMixture(num_levels, self.head_dim, learn_logits=learn_level_logits)
+        self.gate = BranchGate(hidden_size) if gate == "learned" else gate
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INITIALIZER_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        if self.num_levels:
-            nn.init.normal_(self.level_keys, std=INITIALIZER_STD)
-            nn.init.normal_(self.level_values, std=INITIALIZER_STD)
-            nn.init.zeros_(self.level_logits)
-        if self.gate == "learned" and self.gate_init == "zero":
-            nn.init.zeros_(self.gate_out.weight)
+        for name, projection in self.named_children():
+            if name.endswith("_proj"):
+                nn.init.normal_(projection.weight, std=INITIALIZER_STD)
+        nn.init.zeros_(self.o_proj.bias)
+        if self.levels is not None:
+            self.levels.reset_parameters()
+        if isinstance(self.gate, BranchGate):
+            self.gate.reset_parameters()
+            if self.gate_init == "normal":
+                nn.init.normal_(self.gate.out.weight, std=INITIALIZER_STD)
 
     def declaration(self) -> Declaration:
         breaks = {}
@@ -165,7 +214,7 @@ class Hale(TokenMixer):
             initial_state=memory,
             **shared,
         )
-        y = self._combine(x, local, self._mix_streams(streams))
+        y = self._combine(x, local, streams)
         return y, HaleState(memory, sums.sums, ring.rows, ring.tokens) if return_state else None
 
     @torch.no_grad()
@@ -195,7 +244,7 @@ class Hale(TokenMixer):
         D, d, streams = self.hidden_size, self.head_dim, self.num_levels + 1
         chunk, block = min(self.chunk_size, num_tokens), min(self.window, num_tokens)
         projections = 2 * D * D * (4 if self.share_local else 6)
-        gate = 2 * D * (2 * D + 1) if self.gate == "learned" else 0
+        gate = 2 * D * (2 * D + 1) if isinstance(self.gate, BranchGate) else 0
         levels = 4 * D * d * self.num_levels
         local = 4 * D * (2 * block - 1)
         inside = streams * 2 * D * (2 * chunk + 1)
@@ -209,29 +258,25 @@ class Hale(TokenMixer):
         return [rearrange(part, "b n (h d) -> b n h d", h=self.num_heads) for part in parts]
 
     def _streams(self, k: Tensor, v: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all streams, `[B, N, M, H, d]`, from the raw ones and `means [B, N, L, 2, H, d]`."""
+        """Keys and values of all streams, `[B, N, M, H, d]`, the raw ones first."""
         k, v = k[:, :, None], v[:, :, None]
-        if not self.num_levels:
+        if self.levels is None:
             return k, v
-        keys = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 0], self.level_keys)
-        values = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 1], self.level_values)
+        keys, values = self.levels.streams(means)
         return torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
 
-    def _mix_streams(self, streams: Tensor) -> Tensor:
-        """`[B, N, M, H, d] -> [B, N, H, d]`: the raw stream plus the softmax mixture of the levels."""
-        if not self.num_levels:
-            return streams[:, :, 0]
-        weights = observe("hale.level_weights", self.level_logits.softmax(dim=0)).to(streams.dtype)
-        return streams[:, :, 0] + torch.einsum("bnlhd,l->bnhd", streams[:, :, 1:], weights)
-
-    def _combine(self, x: Tensor, local: Tensor, glob: Tensor) -> Tensor:
+    def _combine(self, x: Tensor, local: Tensor, streams: Tensor) -> Tensor:
+        """`local [B, N, H, d]` and `streams [B, N, M, H, d]` to the mixer's output."""
+        glob = streams[:, :, 0]
+        if self.levels is not None:
+            glob = glob + self.levels(streams[:, :, 1:])
         local, glob = (rearrange(part, "b n h d -> b n (h d)") for part in (local, glob))
-        if self.gate == "learned":
-            hidden = nn.functional.silu(self.gate_hidden(torch.cat([x, local - glob], dim=-1)))
-            share = observe("hale.gate", torch.sigmoid(self.gate_out(hidden)))
+        local, glob = observe("hale.local", local), observe("hale.global", glob)
+        if isinstance(self.gate, BranchGate):
+            mixed = self.gate(x, local, glob)
         else:
-            share = self.gate
-        return self.dropout(self.o_proj(share * local + (1 - share) * glob))
+            mixed = self.gate * local + (1 - self.gate) * glob
+        return self.dropout(self.o_proj(mixed))
 
     def _advance(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:
         """The recurrence on one token, `x [B, D]`: the published cache differs in two marked places."""
@@ -261,7 +306,7 @@ class Hale(TokenMixer):
             memory = read
         out = torch.einsum("bhd,bmhde->bmhe", elu_plus_one(q).to(memory.dtype), read)
         streams = (out[..., :-1] / out[..., -1:].clamp(min=EPS)).to(x.dtype)
-        y = self._combine(x[:, None], local[:, None], self._mix_streams(streams[:, None]))
+        y = self._combine(x[:, None], local[:, None], streams[:, None])
         return y[:, 0], HaleState(memory, blocks, ring, tokens + 1)
 
     def _attend_ring(self, q: Tensor, ring: Tensor, tokens: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ class LongwaveConfig(PreTrainedConfig):
         scale_embedding: multiply token embeddings by the square root of hidden_size.
         dropout: probability after the embedding, on each mixer's output and in the feed-forward.
         initializer_range: standard deviation of linear weights and embeddings.
+
+    Raises:
+        ValueError: values are illegal or do not fit each other; all complaints at once.
     """
 
     model_type = "longwave"
@@ -64,17 +67,14 @@ class LongwaveConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
+        self._check_values()
 
     def labels(self) -> list[tuple[str, ...]]:
         """The mixer labels of each layer."""
         return [(entry,) if isinstance(entry, str) else tuple(entry) for entry in self.mixer_types]
 
-    def validate_architecture(self):
-        """Every complaint about the configuration's own values, in one error.
-
-        Raises:
-            ValueError: a value is illegal, or values do not fit each other.
-        """
+    def _check_values(self) -> None:
+        """Raise every complaint about the configuration's own values, in one error."""
         complaints = []
         if self.hidden_size % self.num_heads:
             complaints.append(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")

@@ -81,19 +81,10 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embeds = self.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache, starts = self._prepare(embeds, attention_mask, past_key_values, starts, use_cache)
-        tokens = None if cache is None else cache.tokens
-        positions = document_positions(*embeds.shape[:2], tokens=tokens, starts=starts, device=embeds.device)
-        hidden = self.embeddings(embeds, positions)
-        streams = [Stream(None, hidden, starts, None)]
-        if self.memory_rows is not None:
-            every, exact_end = self.memory_rows.every, cache is not None
-            streams = insert_memory(hidden, starts, positions, self.memory, every, exact_end=exact_end)
-
+        streams, positions = self._streams(embeds, starts, cache)
         residuals, states = [], []
         for stream in streams:
-            current = [[None] * len(block.mixers) for block in self.blocks]
-            if cache is not None:
-                current = cache.read(stream.batch)
+            current = self._fresh_states() if cache is None else cache.read(stream.batch)
             residual = [stream.hidden]
             for index, block in enumerate(self.blocks):
                 x, current[index] = block(
@@ -139,6 +130,21 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         if padded and cache is not None:
             raise ValueError("the state after right padding is not the state after the text; pad on the left")
         return cache, starts
+
+    def _streams(
+        self, embeds: Tensor, starts: Tensor | None, cache: LongwaveCache | None
+    ) -> tuple[list[Stream], Tensor]:
+        """What runs through the blocks, and the position `[B, N]` of each text token in its document."""
+        tokens = None if cache is None else cache.tokens
+        positions = document_positions(*embeds.shape[:2], tokens=tokens, starts=starts, device=embeds.device)
+        hidden = self.embeddings(embeds, positions)
+        if self.memory_rows is None:
+            return [Stream(None, hidden, starts, None)], positions
+        every, exact_end = self.memory_rows.every, cache is not None
+        return insert_memory(hidden, starts, positions, self.memory, every, exact_end=exact_end), positions
+
+    def _fresh_states(self) -> list[list[None]]:
+        return [[None] * len(block.mixers) for block in self.blocks]
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""

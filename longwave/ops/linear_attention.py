@@ -145,13 +145,14 @@ def _chunk_weights(
         assert last is not None
         carry = fresh[..., -1:, None].to(like.dtype)
         return allowed.to(like.dtype), fresh.to(like.dtype), last.to(like.dtype), carry
-    total = rearrange(log_decay, "b (n c) h -> b n 1 h c", c=chunk).cumsum(dim=-1)
-    pairs = total[..., :, None] - total[..., None, :]
-    within = pairs.masked_fill(~allowed, -torch.inf).exp()
-    from_past = total if fresh is None else total.masked_fill(~fresh, -torch.inf)
-    to_future = total[..., -1:] - total
-    if last is not None:
-        to_future = to_future.masked_fill(~last, -torch.inf)
+    # Every exponent is a sum over its own rows; as a difference of running sums a strong decay would cancel.
+    decay = rearrange(log_decay, "b (n c) h -> b n 1 h c", c=chunk)
+    between = decay[..., :, None].expand(*decay.shape, chunk).masked_fill(~causal.tril(-1), 0.0).cumsum(dim=-2)
+    within = between.masked_fill(~allowed, -torch.inf).exp()
+    from_past = decay.cumsum(dim=-1)
+    to_future = between[..., -1, :]
+    if fresh is not None:
+        from_past, to_future = from_past.masked_fill(~fresh, -torch.inf), to_future.masked_fill(~last, -torch.inf)
     return within, from_past.exp(), to_future.exp(), from_past[..., -1:, None].exp()
 
 

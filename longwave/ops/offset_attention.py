@@ -73,7 +73,9 @@ def offset_attention_naive(q: Tensor, k: Tensor, v: Tensor, window: int, positio
     """Row by row. ``k``, ``v`` `[B, reach + N, G, d]` begin ``reach`` rows before the queries."""
     num_rows, num_heads = q.shape[1:3]
     reach, group = k.shape[1] - num_rows, num_heads // k.shape[2]
-    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    dtype, q = q.dtype, q.to(wide)
+    k, v = (x.to(wide).repeat_interleave(group, dim=2) for x in (k, v))
     out = []
     for b in range(q.shape[0]):
         for t in range(num_rows):
@@ -81,7 +83,7 @@ def offset_attention_naive(q: Tensor, k: Tensor, v: Tensor, window: int, positio
             keys, values = k[b, oldest : reach + t + 1], v[b, oldest : reach + t + 1]
             scores = torch.einsum("hd,jhd->hj", q[b, t], keys) / q.shape[-1] ** 0.5
             out.append(torch.einsum("hj,jhd->hd", scores.softmax(dim=-1), values))
-    return torch.stack(out).view_as(q)
+    return torch.stack(out).view_as(q).to(dtype)
 
 
 def offset_attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int, positions: Tensor) -> Tensor:

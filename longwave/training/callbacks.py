@@ -21,24 +21,9 @@ class StopBeforeNonFinite(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         """Called with gradients clipped and weights not yet changed."""
-        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        if not torch.isfinite(norms).all():
-            name = list(gradients)[int((~torch.isfinite(norms)).nonzero()[0])]
-            raise FloatingPointError(f"step {state.global_step + 1}: the gradient of {name} is not finite")
-
-
-class Validation(TrainerCallback):
-    """Scores the model every few steps; the numbers go into the log."""
-
-    def __init__(self, every_steps: int, score: Callable[[nn.Module], LikelihoodScore], log: Callable[[dict], None]):
-        self.every_steps, self.score, self.log = every_steps, score, log
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Score, if this is the step for it."""
-        if self.every_steps and state.global_step % self.every_steps == 0:
-            result = self.score(model)
-            self.log({"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity})
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
+            raise FloatingPointError(f"step {state.global_step + 1}: the gradient is not finite; the step is not taken")
 
 
 class JsonLines(TrainerCallback):
@@ -49,19 +34,33 @@ class JsonLines(TrainerCallback):
         self.began_at = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Called with whatever the trainer or a callback logs."""
-        record = {
-            "step": state.global_step,
-            "tokens": state.global_step * self.tokens_per_step,
-            "seconds": round(time.monotonic() - self.began_at, 3),
-            **{name: value for name, value in (logs or {}).items() if name != "epoch"},
-        }
+        """Called with what the trainer logs."""
+        self.write(state.global_step, {name: value for name, value in (logs or {}).items() if name != "epoch"})
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one record."""
+        seconds = round(time.monotonic() - self.began_at, 3)
+        record = {"step": step, "tokens": step * self.tokens_per_step, "seconds": seconds, **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
+class Validation(TrainerCallback):
+    """Scores the model every few steps; the numbers go into the metrics."""
+
+    def __init__(self, every_steps: int, score: Callable[[nn.Module], LikelihoodScore], metrics: JsonLines):
+        self.every_steps, self.score, self.metrics = every_steps, score, metrics
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Score, if this is the step for it."""
+        if self.every_steps and state.global_step % self.every_steps == 0:
+            result = self.score(model)
+            values = {"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity}
+            self.metrics.write(state.global_step, values)
+
+
 class ProgressBar(TrainerCallback):
-    """A bar with tokens a second, loss and time left."""
+    """A bar with tokens a second, loss and time left; shown inside ``with progress.bar``."""
 
     def __init__(self, console: Console, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
@@ -76,10 +75,9 @@ class ProgressBar(TrainerCallback):
         )
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Show the bar."""
+        """Begin at step 0."""
         self.began_at = time.monotonic()
         self.task = self.bar.add_task("train", total=state.max_steps, speed="-", loss="-")
-        self.bar.start()
 
     def on_step_end(self, args, state, control, **kwargs):
         """Advance by one step."""
@@ -91,7 +89,3 @@ class ProgressBar(TrainerCallback):
         """Show the latest loss."""
         if logs and "loss" in logs:
             self.bar.update(self.task, loss=f"{logs['loss']:.3f}")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Leave the bar as it stands."""
-        self.bar.stop()

@@ -164,9 +164,8 @@ def _check_model(run: Run, source: str) -> None:
     try:
         with torch.device("meta"):
             LongwaveForCausalLM(run.model_configuration(vocabulary_size(run.tokenizer)))
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{source}: model: {reason}") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: model: {error}") from None
 
 
 def _read(source: str) -> dict[str, Any]:
@@ -186,20 +185,30 @@ def _read(source: str) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """``path.to.key=value`` as path and YAML value.
+
+    Raises:
+        ValueError: there is no ``=``, no path, or the value is not YAML.
+    """
     path, separator, text = override.partition("=")
     if not separator or not path:
-        raise ValueError(f"--set {override!r}: expected path.to.key=value")
+        raise ValueError(f"--set {override!r}: expected name=value")
+    try:
+        return path, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {override!r}: the value is not YAML") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, value = parse_override(override)
     *parents, last = path.split(".")
     node = values
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ValueError(f"--set {override!r}: {parent!r} is no section")
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {override!r}: the value is not YAML") from None
+    node[last] = value
 
 
 def _sentence(item: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +21,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from longwave.data import PackedRows, TokenStream, build_tokenizer, read_corpus, tokenize
 from longwave.evaluation import LikelihoodScore, score
@@ -97,19 +100,18 @@ def train(run: Run, output: Path, *, console: Console | None = None, data: Data 
         batch_size=run.evaluation.batch_size,
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (
-        StopBeforeNonFinite(),
-        Validation(run.evaluation.every_steps, evaluate, trainer.log),
-        JsonLines(output / "metrics.jsonl", tokens_per_step),
-        ProgressBar(console, tokens_per_step),
-    ):
+    metrics, progress = JsonLines(output / "metrics.jsonl", tokens_per_step), ProgressBar(console, tokens_per_step)
+    validation = Validation(run.evaluation.every_steps, evaluate, metrics)
+    for callback in (StopBeforeNonFinite(), metrics, validation, progress):
         trainer.add_callback(callback)
     began_at = time.monotonic()
-    trainer.train()
+    with progress.bar:
+        trainer.train()
     seconds = time.monotonic() - began_at
 
     result = evaluate(model)
-    model.save_pretrained(output)
+    with _no_bars():
+        model.save_pretrained(output)
     data.tokenizer.save_pretrained(output)
     record = _record(run, model, data, total_steps * tokens_per_step, seconds, result)
     (output / "record.json").write_text(json.dumps(asdict(record), indent=2) + "\n")
@@ -191,6 +193,18 @@ def _optimizer(model: nn.Module, settings: TrainingSection, total_steps: int) ->
         schedule=settings.schedule,
     )
     return optimizer, LambdaLR(optimizer, lambda done: rate(done + 1))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bars that transformers draws by itself."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _record(

@@ -76,7 +76,7 @@ class TestUsage:
     def test_wrong_usage_ends_with_code_2_and_no_traceback(self, longwave, arguments):
         code, out, err = longwave(*arguments)
         assert (code, out) == (2, "")
-        assert "Usage: longwave" in err
+        assert err.startswith("Usage: ")
         assert "Traceback" not in err
 
     def test_no_verb_shows_the_help(self, longwave):

@@ -17,6 +17,8 @@ from typing import Any
 
 from longwave.mixers.base import Declaration, MemoryRows, TokenMixer
 
+SET_BY_MODEL = ("hidden_size", "num_heads", "layer_index", "num_layers")
+
 __all__ = ["Declaration", "MemoryRows", "TokenMixer", "available", "build", "resolve"]
 
 
@@ -37,7 +39,7 @@ def resolve(label: str) -> type[TokenMixer]:
         module_name, class_name = name.split(":", 1)
         try:
             found = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:  # importing runs the user's code, which may raise anything
             raise ValueError(f"mixer {name!r} cannot be imported: {error}") from error
     elif name in available():
         module = importlib.import_module(f"{__name__}.{name}")
@@ -74,9 +76,9 @@ def build(
     legal = inspect.signature(mixer_type).parameters
     hints = typing.get_type_hints(mixer_type.__init__)
     given = {}
+    options = [name for name in legal if name not in SET_BY_MODEL]
     for name, value in (arguments or {}).items():
-        if name not in legal or name in ("hidden_size", "num_heads", "layer_index", "num_layers"):
-            options = [option for option in legal if option not in ("hidden_size", "num_heads")]
+        if name not in options:
             raise ValueError(
                 f"mixer {label!r} has no argument {name!r}{_nearest(name, options)}; legal: {', '.join(options)}"
             )
@@ -99,7 +101,7 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
                 raise ValueError(f"{where} has no field {name!r}{_nearest(name, legal)}; legal: {', '.join(legal)}")
         return target(**{name: _checked(f"{where}.{name}", legal[name], item) for name, item in value.items()})
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
     except ValidationError as error:
         reasons = " or ".join(item["msg"][0].lower() + item["msg"][1:] for item in error.errors())
         raise ValueError(f"{where}: {reasons}, got {value!r}") from None

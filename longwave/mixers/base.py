@@ -161,7 +161,7 @@ def save(state: State, path: str | Path, *, configuration: Mapping) -> None:
     """Write a state as safetensors, stamped with the format and the hash of ``configuration`` (JSON-able)."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.contiguous() for name, tensor in state._asdict().items()}
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state._asdict().items()}
     metadata = {"format": STATE_FORMAT, "configuration": _hash(configuration)}
     save_file(tensors, str(path), metadata=metadata)
 

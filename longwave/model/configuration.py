@@ -3,8 +3,23 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-POSITIONS = ("none", "learned", "sinusoidal")
-NORM_PLACEMENTS = ("pre", "post")
+from longwave.modules import FEED_FORWARDS, NORMS
+
+KINDS = {
+    "positions": ("none", "learned", "sinusoidal"),
+    "norm": tuple(NORMS),
+    "norm_placement": ("pre", "post"),
+    "feed_forward": (*FEED_FORWARDS, "none"),
+}
+COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+SCALES = ("norm_eps", "initializer_range", "dropout")
 
 
 @strict
@@ -71,21 +86,34 @@ class LongwaveConfig(PreTrainedConfig):
 
     def labels(self) -> list[tuple[str, ...]]:
         """The mixer labels of each layer."""
-        return [(entry,) if isinstance(entry, str) else tuple(entry) for entry in self.mixer_types]
+        return [tuple(entry) if isinstance(entry, list | tuple) else (entry,) for entry in self.mixer_types]
 
     def _check_values(self) -> None:
         """Raise every complaint about the configuration's own values, in one error."""
-        complaints = []
-        if self.hidden_size % self.num_heads:
+        complaints = [
+            f"{name} must be at least 1, got {getattr(self, name)}" for name in COUNTS if getattr(self, name) < 1
+        ]
+        complaints += [
+            f"{name} must not be negative, got {getattr(self, name)}" for name in SCALES if getattr(self, name) < 0
+        ]
+        if self.dropout >= 1:
+            complaints.append(f"dropout must be below 1, got {self.dropout}")
+        if not complaints and self.hidden_size % self.num_heads:
             complaints.append(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
         if len(self.mixer_types) != self.num_hidden_layers:
             complaints.append(
                 f"mixer_types has {len(self.mixer_types)} entries for num_hidden_layers {self.num_hidden_layers}"
             )
+        odd = [label for entry in self.labels() for label in entry if not isinstance(label, str)]
+        if odd:
+            raise ValueError(f"mixer_types holds {odd[0]!r}, expected labels")
         used = {label for entry in self.labels() for label in entry}
         for label in sorted(set(self.mixer_kwargs) - used):
             complaints.append(f"mixer_kwargs names {label!r}, which no layer uses; used: {', '.join(sorted(used))}")
-        for name, legal in (("positions", POSITIONS), ("norm_placement", NORM_PLACEMENTS)):
+        for label, arguments in self.mixer_kwargs.items():
+            if not isinstance(arguments, dict):
+                complaints.append(f"mixer_kwargs.{label} must map arguments to values, got {arguments!r}")
+        for name, legal in KINDS.items():
             if getattr(self, name) not in legal:
                 complaints.append(f"unknown {name} {getattr(self, name)!r}; legal: {', '.join(legal)}")
         if complaints:

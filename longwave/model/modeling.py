@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longwave.mixers import TokenMixer
@@ -154,12 +155,16 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         """Replace the token embedding."""
         self.embeddings.tokens = value
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, TokenMixer):
-            module.reset_parameters()
-        elif module is self and self.memory_rows is not None:
-            nn.init.normal_(self.memory, std=self.config.initializer_range)
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As in transformers; then each mixer has the last word on its own. Loaded weights stay."""
+        super().initialize_weights()
+        with guard_torch_init_functions():
+            if self.memory_rows is not None:
+                nn.init.normal_(self.memory, std=self.config.initializer_range)
+            for module in self.modules():
+                if isinstance(module, TokenMixer):
+                    module.reset_parameters()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:

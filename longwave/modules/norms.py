@@ -8,11 +8,5 @@ NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
 
 
 def norm(kind: str, hidden_size: int, eps: float) -> nn.Module:
-    """``"layer_norm"`` (gain and bias) or ``"rms_norm"`` (gain), over the last axis.
-
-    Raises:
-        ValueError: ``kind`` is neither.
-    """
-    if kind not in NORMS:
-        raise ValueError(f"unknown norm {kind!r}; legal: {', '.join(NORMS)}")
+    """``"layer_norm"`` (gain and bias) or ``"rms_norm"`` (gain), over the last axis."""
     return NORMS[kind](hidden_size, eps=eps)

@@ -151,7 +151,7 @@ def _chunk_weights(
     within = between.masked_fill(~allowed, -torch.inf).exp()
     from_past = decay.cumsum(dim=-1)
     to_future = between[..., -1, :]
-    if fresh is not None:
+    if fresh is not None and last is not None:
         from_past, to_future = from_past.masked_fill(~fresh, -torch.inf), to_future.masked_fill(~last, -torch.inf)
     return within, from_past.exp(), to_future.exp(), from_past[..., -1:, None].exp()
 

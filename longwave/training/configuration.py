@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
@@ -19,6 +19,9 @@ from longwave.data.tokenizers import vocabulary_size
 from longwave.model import LongwaveConfig, LongwaveForCausalLM
 
 SET_BY_TOKENIZER = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -60,12 +63,12 @@ class TrainingSection(Section):
 
     tokens: int = Field(1_000_000, ge=1)
     batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    minimum_learning_rate: float = Field(1e-5, ge=0)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    minimum_learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False)
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
@@ -151,21 +154,35 @@ def load_run(source: str, overrides: Sequence[str] = ()) -> Run:
     values = _read(source)
     for override in overrides:
         _apply(values, override)
+    complaints: list[str] = []
     try:
         run = Run.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(f"{source}: {_sentence(item)}" for item in error.errors())) from None
-    _check_model(run, source)
+        complaints = [_sentence(item) for item in error.errors()]
+        run = _model_alone(values)
+    if run is not None:
+        complaints += _model_complaints(run)
+    if complaints:
+        raise ValueError("\n".join(f"{source}: {complaint}" for complaint in complaints))
     return run
 
 
-def _check_model(run: Run, source: str) -> None:
-    """Build the model without memory: what its configuration and its mixers refuse is refused here."""
+def _model_alone(values: Mapping[str, Any]) -> Run | None:
+    """A run of which only the model is as given; ``None`` if that does not hold either."""
+    try:
+        return Run.model_validate({"model": values.get("model", {})})
+    except ValidationError:
+        return None
+
+
+def _model_complaints(run: Run) -> list[str]:
+    """What the model's configuration and its mixers refuse, found by building it without memory."""
     try:
         with torch.device("meta"):
             LongwaveForCausalLM(run.model_configuration(vocabulary_size(run.tokenizer)))
     except ValueError as error:
-        raise ValueError(f"{source}: model: {error}") from None
+        return [f"model: {error}"]
+    return []
 
 
 def _read(source: str) -> dict[str, Any]:
@@ -173,7 +190,10 @@ def _read(source: str) -> dict[str, Any]:
     if source in preset_names():
         text = files("longwave.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}: byte {error.start} is not UTF-8") from None
     else:
         raise ValueError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")
     try:

@@ -230,7 +230,7 @@ def test_the_parts_make_up_the_mixer():
     mixer, x = attention.mixer, torch.randn(2, 19, 16, dtype=torch.float64)
     gate, context = AdaptiveReasoningGate(16).double(), CausalHaarContext(8, 3).double()
     weights = mixer.state_dict()
-    gate.load_state_dict({name: weights[name] for name in gate.state_dict()})
+    gate.load_state_dict({name: weights[f"gate.{name}"] for name in gate.state_dict()})
     context.load_state_dict({name: weights[name] for name in context.state_dict()})
     names = ("q_proj", "k_proj", "v_proj", "local_k_proj", "local_v_proj")
     q, k, v, local_k, local_v = (rearrange(mixer.get_submodule(n)(x), "b n (h d) -> b n h d", h=2) for n in names)

@@ -21,7 +21,7 @@ def tree_in_readme() -> set[str]:
         match = LINE.match(line)
         assert match, f"no description: {line!r}"
         depth = len(match["indent"]) // 2
-        parents = [*parents[:depth], match["name"].rstrip("/")]
+        parents = [*parents[: depth - 1], match["name"].rstrip("/")]
         if not match["name"].endswith("/"):
             paths.add("/".join(parents))
     return paths

@@ -89,11 +89,12 @@ class BranchGate(nn.Module):
         self.out = nn.Linear(hidden_size, 1)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """G1 N(0, 0.02²), the rest 0: an even mixture."""
+    def reset_parameters(self, out_std: float = 0.0) -> None:
+        """G1 N(0, 0.02²), G2 N(0, out_std²), biases 0; with ``out_std`` 0 an even mixture."""
         nn.init.normal_(self.hidden.weight, std=INITIALIZER_STD)
-        for parameter in (self.hidden.bias, self.out.weight, self.out.bias):
-            nn.init.zeros_(parameter)
+        nn.init.normal_(self.out.weight, std=out_std)
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, local: Tensor, glob: Tensor) -> Tensor:
         """a local + (1 - a) glob, `[..., D]` throughout."""
@@ -174,9 +175,7 @@ class Hale(TokenMixer):
         if self.levels is not None:
             self.levels.reset_parameters()
         if isinstance(self.gate, BranchGate):
-            self.gate.reset_parameters()
-            if self.gate_init == "normal":
-                nn.init.normal_(self.gate.out.weight, std=INITIALIZER_STD)
+            self.gate.reset_parameters(out_std=INITIALIZER_STD if self.gate_init == "normal" else 0.0)
 
     def declaration(self) -> Declaration:
         breaks = {}

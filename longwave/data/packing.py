@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -47,27 +48,28 @@ def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> To
 
 
 class PackedRows(Dataset):
-    """Rows of ``sequence_length`` tokens; neighbours overlap by one, so every token but the first is a target once.
+    """Rows of ``sequence_length`` tokens; every token but the first is a target exactly once.
 
-    A row is a dict of ``input_ids`` and ``labels`` `[N]` int64 and ``starts`` `[N]` bool; ``labels`` are the
-    ids themselves (the model shifts), -100 where the last row is filled up.
+    A row is a dict of ``input_ids`` `[N]` int64, ``starts`` `[N]` bool and ``labels`` `[N + 1]` int64: the
+    ids and the one that follows them (the model shifts), -100 where the last row is filled up.
     """
 
     def __init__(self, stream: TokenStream, sequence_length: int) -> None:
-        if sequence_length < 2:
-            raise ValueError(f"sequence_length must be at least 2, got {sequence_length}")
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
         if len(stream.ids) < 2:
             raise ValueError("the data holds less than two tokens")
         self.stream, self.sequence_length = stream, sequence_length
 
     def __len__(self) -> int:
-        return -(-(len(self.stream.ids) - 1) // (self.sequence_length - 1))
+        return -(-(len(self.stream.ids) - 1) // self.sequence_length)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        begin = index * (self.sequence_length - 1)
-        ids = torch.from_numpy(self.stream.ids[begin : begin + self.sequence_length].astype(np.int64))
-        starts = torch.from_numpy(self.stream.starts[begin : begin + self.sequence_length].copy())
-        missing = self.sequence_length - len(ids)
-        labels = torch.nn.functional.pad(ids, (0, missing), value=-100)
-        starts = torch.nn.functional.pad(starts, (0, missing))
-        return {"input_ids": torch.nn.functional.pad(ids, (0, missing)), "labels": labels, "starts": starts}
+        begin, length = index * self.sequence_length, self.sequence_length
+        window = torch.from_numpy(self.stream.ids[begin : begin + length + 1].astype(np.int64))
+        starts = torch.from_numpy(self.stream.starts[begin : begin + length].astype(bool))
+        return {
+            "input_ids": F.pad(window[:length], (0, length - len(window[:length]))),
+            "labels": F.pad(window, (0, length + 1 - len(window)), value=-100),
+            "starts": F.pad(starts, (0, length - len(starts))),
+        }

@@ -61,7 +61,7 @@ def score(
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         logits = model(input_ids=batch["input_ids"], starts=batch["starts"], use_cache=False).logits
         targets = batch["labels"][:, 1:].flatten()
-        logits = logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         nats += float(F.cross_entropy(logits, targets, reduction="sum"))
         counted += int((targets != -100).sum())
         done += len(batch["labels"])

@@ -168,8 +168,8 @@ class Hale(TokenMixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for name, projection in self.named_children():
-            if name.endswith("_proj"):
+        for projection in self.children():
+            if isinstance(projection, nn.Linear):
                 nn.init.normal_(projection.weight, std=INITIALIZER_STD)
         nn.init.zeros_(self.o_proj.bias)
         if self.levels is not None:

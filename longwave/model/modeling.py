@@ -72,6 +72,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits, and the mean cross-entropy of ``labels`` (shifted inside, -100 ignored) if given.
 
+        ``labels`` are `[B, N]`, or `[B, N + 1]` with the token that follows the last.
         ``hidden_states``, if asked for, are the residual streams: after the embedding and after each block.
 
         Raises:
@@ -206,9 +207,9 @@ def starts_of_mask(mask: Tensor, num_seen: int, num_new: int) -> tuple[Tensor | 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
     """Mean over labels other than -100, or their sum divided by ``num_items`` (gradient accumulation)."""
-    logits = logits[:, :-1].flatten(0, 1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    labels = labels[:, 1:].flatten().to(logits.device)
+    labels = labels[:, 1:].to(logits.device)
+    logits = logits[:, : labels.shape[1]].flatten(0, 1)
+    logits, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.flatten()
     if num_items is None:
         return F.cross_entropy(logits, labels)
     return F.cross_entropy(logits, labels, reduction="sum") / num_items

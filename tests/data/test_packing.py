@@ -39,7 +39,7 @@ def test_every_token_but_the_first_is_a_target_once(num_tokens, sequence_length)
 @SIZES
 def test_a_target_follows_its_predecessor(num_tokens, sequence_length):
     for row in rows_of(num_tokens, sequence_length):
-        before, after = row["input_ids"][:-1], row["labels"][1:]
+        before, after = row["input_ids"], row["labels"][1:]
         assert (after[after != -100] == before[after != -100] + 1).all()
 
 
@@ -48,21 +48,22 @@ def test_a_target_follows_its_predecessor(num_tokens, sequence_length):
 def test_rows_are_full_but_the_last_which_is_filled_with_no_label(num_tokens, sequence_length):
     *full, last = rows_of(num_tokens, sequence_length)
     for row in full:
-        assert (row["labels"] == row["input_ids"]).all()
+        assert (row["labels"] != -100).all()
+        assert (row["labels"][:-1] == row["input_ids"]).all()
     real = int((last["labels"] != -100).sum())
     assert real >= 2
-    assert (last["labels"][:real] == last["input_ids"][:real]).all()
-    assert (last["labels"][real:] == -100).all()
     assert not last["starts"][real:].any()
-    assert {len(row[name]) for row in (*full, last) for name in row} == {sequence_length}
+    for row in (*full, last):
+        sizes = {name: len(tensor) for name, tensor in row.items()}
+        assert sizes == {"input_ids": sequence_length, "labels": sequence_length + 1, "starts": sequence_length}
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @SIZES
 def test_starts_are_the_first_tokens_of_documents(num_tokens, sequence_length):
     for row in rows_of(num_tokens, sequence_length):
-        real = row["labels"] != -100
-        assert torch.equal(row["starts"][real], row["labels"][real] % 7 == 0)
+        real = row["labels"][:-1] != -100
+        assert torch.equal(row["starts"][real], row["labels"][:-1][real] % 7 == 0)
 
 
 def test_rows_are_ids_labels_and_starts():
@@ -97,9 +98,9 @@ def test_many_documents_stay_in_order():
     assert int(tokens.starts.sum()) == 600
 
 
-def test_a_row_needs_two_tokens():
-    with pytest.raises(ValueError, match="sequence_length must be at least 2, got 1"):
-        PackedRows(stream(10), 1)
+def test_a_row_needs_a_token():
+    with pytest.raises(ValueError, match="sequence_length must be at least 1, got 0"):
+        PackedRows(stream(10), 0)
 
 
 def test_data_needs_two_tokens():

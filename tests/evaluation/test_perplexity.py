@@ -53,9 +53,8 @@ def model():
 def direct(model, stream, sequence_length):
     """Row by row, document by document, token by token."""
     ids, nats = torch.from_numpy(stream.ids.astype(np.int64)), 0.0
-    for begin in range(0, len(ids) - 1, sequence_length - 1):
-        end = min(begin + sequence_length, len(ids))
-        for t in range(begin, end - 1):
+    for begin in range(0, len(ids) - 1, sequence_length):
+        for t in range(begin, min(begin + sequence_length, len(ids) - 1)):
             first = max(begin, int(stream.starts[: t + 1].nonzero()[0].max()))
             logits = model.eval()(input_ids=ids[None, first : t + 1]).logits[0, -1]
             nats -= float(logits.double().log_softmax(dim=-1)[ids[t + 1]])

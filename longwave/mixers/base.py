@@ -118,6 +118,10 @@ class TokenMixer(nn.Module, ABC):
     def flops(self, num_tokens: int) -> int:
         """Floating-point operations of the contractions of ``forward`` on one sequence (2 a multiply-add)."""
 
+    def parameter_options(self) -> Mapping[str, Mapping[str, float]]:
+        """What the optimizer should do otherwise: parameter's name to ``weight_decay`` or ``rate`` (a factor)."""
+        return {}
+
     def reset_parameters(self) -> None:
         """Initial values; the model calls it after its own initialisation, so that it has the last word."""
 
@@ -162,7 +166,7 @@ def save(state: State, path: str | Path, *, configuration: Mapping) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state._asdict().items()}
-    metadata = {"format": STATE_FORMAT, "configuration": _hash(configuration)}
+    metadata = {"format": STATE_FORMAT, "configuration": configuration_hash(configuration)}
     save_file(tensors, str(path), metadata=metadata)
 
 
@@ -178,7 +182,7 @@ def load(path: str | Path, state_type: type[State], *, configuration: Mapping) -
         metadata = file.metadata() or {}
         if metadata.get("format") != STATE_FORMAT:
             raise ValueError(f"{path}: not a state file of format {STATE_FORMAT!r}")
-        if metadata.get("configuration") != _hash(configuration):
+        if metadata.get("configuration") != configuration_hash(configuration):
             raise ValueError(f"{path}: the state was written under another configuration")
         fields = state_type._fields
         if sorted(file.keys()) != sorted(fields):
@@ -246,6 +250,7 @@ def _padded(tensor: Tensor, target: list[int]) -> Tensor:
     return F.pad(tensor, [amount for size in reversed(missing) for amount in (0, size)])
 
 
-def _hash(configuration: Mapping) -> str:
+def configuration_hash(configuration: Mapping) -> str:
+    """SHA-256 of a JSON-able mapping, whatever the order of its keys."""
     text = json.dumps(configuration, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -6,15 +6,21 @@ Everything here that touches the private side of transformers' cache is in this 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from longwave.mixers.base import State, concatenate, nbytes, select
+from longwave.mixers.base import State, concatenate, configuration_hash, nbytes, select
 from longwave.model.configuration import LongwaveConfig
 from longwave.model.memory import Stream, batch_order
+
+CACHE_FORMAT = "longwave-cache-1"
 
 
 class TextState(NamedTuple):
@@ -105,9 +111,51 @@ class LongwaveCache(Cache):
                 layer.put(merged, positions.shape[1])
         self.text.put(TextState(positions[:, -1] + 1), positions.shape[1])
 
+    def detach(self) -> None:
+        """Cut the states off from the graph that made them."""
+        for layer in self.layers:
+            layer.state = type(layer.state)(*(tensor.detach() for tensor in layer.state))
+
+    def save(self, path: str | Path, config: LongwaveConfig) -> None:
+        """Write the states as one safetensors file, for :meth:`load` to continue from."""
+        tensors = {
+            f"{index}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+            for index, layer in enumerate(self.layers)
+            for name, tensor in layer.state._asdict().items()
+        }
+        metadata = {"format": CACHE_FORMAT, "configuration": _identity(config), "seen": str(self.get_seq_length())}
+        save_file(tensors, str(path), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, model: PreTrainedModel) -> LongwaveCache:
+        """The cache that :meth:`save` wrote, for a model of the same configuration.
+
+        Raises:
+            ValueError: the file is no such cache, or belongs to another configuration.
+        """
+        cache = cls(model.config)
+        mixers = (mixer for block in model.blocks for mixer in block.mixers)
+        types = [TextState, *(type(mixer.init_state(1)) for mixer in mixers)]
+        with safe_open(str(path), framework="pt", device=str(model.device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != CACHE_FORMAT:
+                raise ValueError(f"{path}: not a cache file of format {CACHE_FORMAT!r}")
+            if metadata["configuration"] != _identity(model.config):
+                raise ValueError(f"{path}: the cache was written by a model of another configuration")
+            for index, (layer, kind) in enumerate(zip(cache.layers, types, strict=True)):
+                state = kind(*(file.get_tensor(f"{index}.{name}") for name in kind._fields))
+                layer.put(state, int(metadata["seen"]))
+        return cache
+
     def nbytes(self) -> int:
         """Bytes of all mixers' states, all batch rows together."""
         return sum(nbytes(layer.state) for layer in self._flat() if layer.state is not None)
 
     def _flat(self) -> list[MixerCacheLayer]:
         return [layer for entry in self.mixers for layer in entry]
+
+
+def _identity(config: LongwaveConfig) -> str:
+    """Hash of what the states depend on."""
+    names = ("hidden_size", "num_heads", "mixer_types", "mixer_kwargs")
+    return configuration_hash({name: getattr(config, name) for name in names})

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, TextIteratorStreamer
 
 from longwave.data import build_tokenizer
+from longwave.model import LongwaveCache
 from tests.model.test_modeling import KINDS, make
 
 PROMPT = torch.randint(1, 31, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -92,3 +93,17 @@ def test_a_mask_of_the_new_tokens_alone_is_refused():
     cache = model(PROMPT, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="the cached positions included"):
         model(PROMPT[:, :2], attention_mask=MASK[:, :2], past_key_values=cache)
+
+
+@pytest.mark.parametrize("kind", ["hale", "hybrid", "memory rows"])
+def test_a_saved_cache_continues_tomorrow(kind, tmp_path):
+    model = make(kind)
+    first = generate(model, do_sample=False, return_dict_in_generate=True)
+    first.past_key_values.save(tmp_path / "session.safetensors", model.config)
+    loaded = LongwaveCache.load(tmp_path / "session.safetensors", model)
+    mask = torch.cat([MASK, MASK.new_ones(3, 10)], dim=1)
+    again = generate(model, first.sequences, mask, do_sample=False, past_key_values=loaded)
+    at_once = model.generate(PROMPT, attention_mask=MASK, max_new_tokens=20, pad_token_id=0, do_sample=False)
+    assert torch.equal(again, at_once)
+    with pytest.raises(ValueError, match="another configuration"):
+        LongwaveCache.load(tmp_path / "session.safetensors", make("strong softmax"))

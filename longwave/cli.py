@@ -51,6 +51,7 @@ def train(
     run: Annotated[str, typer.Argument(help="Run file, or the name of a preset (see `longwave list`).")],
     output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
     overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run directory.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train the model that a run file describes."""
@@ -62,7 +63,7 @@ def train(
     _quiet_libraries()
     settings = load_run(run, overrides or [])
     output = output or Path("runs") / Path(run).stem
-    record = train_run(settings, output, console=Console(stderr=True))
+    record = train_run(settings, output, resume=resume, console=Console(stderr=True))
     if as_json:
         print(json.dumps(asdict(record)))
     else:

@@ -229,7 +229,7 @@ class TestTrain:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "notes.txt").write_text("precious")
         line = refused("train", run, "--output", tmp_path / "out")
-        assert line.endswith("out: the run directory is in use; choose another or remove it")
+        assert line.endswith("out: the run directory is in use; choose another, remove it, or --resume")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
     def test_missing_text_is_refused_before_anything_is_written(self, refused, tmp_path):

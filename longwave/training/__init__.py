@@ -1,6 +1,7 @@
 """A run: its configuration, and the training that it describes."""
 
 from longwave.training.configuration import Run, load_run, preset_names
-from longwave.training.train import Data, Record, prepare_data, train
+from longwave.training.records import Record, body_parameters
+from longwave.training.train import Data, prepare_data, train
 
-__all__ = ["Data", "Record", "Run", "load_run", "prepare_data", "preset_names", "train"]
+__all__ = ["Data", "Record", "Run", "body_parameters", "load_run", "prepare_data", "preset_names", "train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_model
 from torch import nn
 from transformers import TrainerCallback
 
 from longwave.evaluation import LikelihoodScore
+from longwave.training.configuration import EvaluationSection
 
 
 class StopBeforeNonFinite(TrainerCallback):
@@ -27,36 +30,99 @@ class StopBeforeNonFinite(TrainerCallback):
 
 
 class JsonLines(TrainerCallback):
-    """Appends every logged record to a file, one JSON object a line, with the tokens and seconds so far."""
+    """Appends every logged record to a file, one JSON object a line, with the tokens and seconds so far.
+
+    ``begin_at(step)`` forgets what lies beyond the step that a run resumes from.
+    """
 
     def __init__(self, path: Path, tokens_per_step: int) -> None:
         self.path, self.tokens_per_step = path, tokens_per_step
+        self.before_seconds, self.began_at = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, over all sittings."""
+        return round(self.before_seconds + time.monotonic() - self.began_at, 3)
+
+    def begin_at(self, step: int) -> list[dict]:
+        """Start the clock and return the records up to ``step``, which stay in the file."""
+        records = []
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = (json.loads(line) for line in lines if line.endswith("\n"))
+            records = [record for record in whole if record["step"] <= step]
+            replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        self.before_seconds = records[-1]["seconds"] if records else 0.0
         self.began_at = time.monotonic()
+        return records
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Called with what the trainer logs."""
-        self.write(state.global_step, {name: value for name, value in (logs or {}).items() if name != "epoch"})
+        if state.is_world_process_zero:
+            self.write(state.global_step, {name: value for name, value in (logs or {}).items() if name != "epoch"})
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one record."""
-        seconds = round(time.monotonic() - self.began_at, 3)
-        record = {"step": step, "tokens": step * self.tokens_per_step, "seconds": seconds, **values}
+        record = {"step": step, "tokens": step * self.tokens_per_step, "seconds": self.seconds, **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
 class Validation(TrainerCallback):
-    """Scores the model every few steps; the numbers go into the metrics."""
+    """Scores the model every few steps, samples from it, keeps the best weights, and stops when none come.
 
-    def __init__(self, every_steps: int, score: Callable[[nn.Module], LikelihoodScore], metrics: JsonLines):
-        self.every_steps, self.score, self.metrics = every_steps, score, metrics
+    Args:
+        settings: the run file's section.
+        score: what measures the model.
+        sample: what continues a prompt.
+        metrics: where scores go; its past records tell a resumed run what the best was.
+        output: the run directory.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSection,
+        score: Callable[[nn.Module], LikelihoodScore],
+        sample: Callable[[nn.Module, str], str],
+        metrics: JsonLines,
+        output: Path,
+    ) -> None:
+        self.settings, self.score, self.sample, self.metrics, self.output = settings, score, sample, metrics, output
+        self.best, self.since_best = math.inf, 0
+
+    @property
+    def best_weights(self) -> Path:
+        """The best-scored weights, if ``keep_best``."""
+        return self.output / "best.safetensors"
+
+    def begin_at(self, records: list[dict]) -> None:
+        """Learn from the records of earlier sittings."""
+        for record in records:
+            if "bits_per_byte" in record:
+                self._remember(record["bits_per_byte"])
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Score, if this is the step for it."""
-        if self.every_steps and state.global_step % self.every_steps == 0:
-            result = self.score(model)
+        if not self.settings.every_steps or state.global_step % self.settings.every_steps:
+            return
+        result = self.score(model)
+        better = self._remember(result.bits_per_byte)
+        if state.is_world_process_zero:
             values = {"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity}
             self.metrics.write(state.global_step, values)
+            if better and self.settings.keep_best:
+                save_weights(model, self.best_weights)
+            for prompt in self.settings.samples:
+                line = {"step": state.global_step, "prompt": prompt, "text": self.sample(model, prompt)}
+                with (self.output / "samples.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self.settings.patience is not None and self.since_best >= self.settings.patience:
+            control.should_training_stop = True
+
+    def _remember(self, bits_per_byte: float) -> bool:
+        better = bits_per_byte < self.best
+        self.best, self.since_best = (bits_per_byte, 0) if better else (self.best, self.since_best + 1)
+        return better
 
 
 class ProgressBar(TrainerCallback):
@@ -89,3 +155,17 @@ class ProgressBar(TrainerCallback):
         """Show the latest loss."""
         if logs and "loss" in logs:
             self.bar.update(self.task, loss=f"{logs['loss']:.3f}")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside its place, then rename: it is the old one or the new one, never half."""
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's parameters as safetensors, beside their place first."""
+    beside = path.with_name(f"{path.name}.part")
+    save_model(model, str(beside))
+    beside.replace(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,33 +46,66 @@ class DataSection(Section):
 
 
 class TrainingSection(Section):
-    """Optimisation, in optimizer steps.
+    """Optimisation, counted in optimizer steps.
 
     Attributes:
         tokens: tokens to train on, rounded up to whole steps.
-        batch_size: rows of a step.
+        batch_size: rows of a step, over all devices and parts.
+        accumulation: parts that a device's share of a step is split into, one after the other.
+        optimizer: ``adamw``, or ``muon`` for the matrices of the body with AdamW for the rest.
         learning_rate: peak.
-        minimum_learning_rate: at the end of the cosine.
+        minimum_learning_rate: at the end of the cosine or line.
         warmup_steps: steps of linear growth from 0.
         schedule: what follows the warm-up.
         weight_decay: on weights of two or more dimensions.
         betas: of AdamW.
         clip: largest global gradient norm; ``null`` for no clipping.
         precision: of the products; ``bfloat16`` is autocast, weights stay float32.
+        carry_state: read the text in order and carry each row's state into the next step's rows, without
+            gradient (truncated back-propagation through time).
+        gradient_checkpointing: recompute each block's activations in the backward pass.
+        compile: ``torch.compile`` the model.
+        device: ``auto`` takes a GPU where there is one.
+        save_every_steps: steps between checkpoints; 0 for none.
+        keep_checkpoints: newest checkpoints that are kept.
+        tensorboard: write TensorBoard event files too.
         seed: of the weights, the order of the rows and dropout.
     """
 
     tokens: int = Field(1_000_000, ge=1)
     batch_size: int = Field(16, ge=1)
+    accumulation: int = Field(1, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     minimum_learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False)
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    carry_state: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_every_steps: int = Field(0, ge=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    tensorboard: bool = False
     seed: int = Field(0, ge=0)
+
+    @field_validator("device")
+    @classmethod
+    def _present_device(cls, device: str) -> str:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("cuda was asked for, but PyTorch finds no CUDA device; legal here: auto, cpu")
+        return device
+
+    @field_validator("tensorboard")
+    @classmethod
+    def _installed_tensorboard(cls, wanted: bool) -> bool:
+        if wanted and find_spec("tensorboard") is None:
+            raise ValueError("tensorboard is not installed; install longwave[track] or set false")
+        return wanted
 
 
 class EvaluationSection(Section):
@@ -80,10 +114,16 @@ class EvaluationSection(Section):
     Attributes:
         every_steps: steps between scores; 0 for the end only.
         batch_size: rows of a batch.
+        patience: scores without a better one after which training stops; ``null`` for no early stop.
+        keep_best: save the best-scored weights instead of the last.
+        samples: prompts that are continued at every score, into ``samples.jsonl``.
     """
 
     every_steps: int = Field(0, ge=0)
     batch_size: int = Field(16, ge=1)
+    patience: int | None = Field(None, ge=1)
+    keep_best: bool = False
+    samples: list[str] = []
 
 
 def _model_section() -> type[Section]:

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import platform
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_model
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging
 
 from longwave.data import PackedRows, TokenStream, build_tokenizer, read_corpus, tokenize
-from longwave.evaluation import LikelihoodScore, score
+from longwave.evaluation import score
 from longwave.model import LongwaveForCausalLM
-from longwave.training.callbacks import JsonLines, ProgressBar, StopBeforeNonFinite, Validation
-from longwave.training.configuration import Run, TrainingSection
-from longwave.training.schedule import learning_rate
+from longwave.training.callbacks import JsonLines, ProgressBar, StopBeforeNonFinite, Validation, replace_text
+from longwave.training.checkpoints import newest_whole
+from longwave.training.configuration import Run
+from longwave.training.records import Record, forecast, make_record
+from longwave.training.trainer import RunTrainer
 
-LOG_STEPS = 10
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a finished run writes into ``record.json``.
-
-    ``parameters`` counts all, ``body_parameters`` those outside the embedding table and head; ``tokens``
-    those trained on; ``seconds`` the training alone.
-    """
-
-    parameters: int
-    body_parameters: int
-    tokens: int
-    seconds: float
-    bits_per_byte: float
-    perplexity: float
-    data_sha256: str
-    seed: int
-    device: str
-    num_threads: int
-    versions: dict[str, str]
+SAMPLE_TOKENS = 80
 
 
 @dataclass(frozen=True)
@@ -64,57 +40,60 @@ class Data:
     sha256: str
 
 
-def train(run: Run, output: Path, *, console: Console | None = None, data: Data | None = None) -> Record:
+def train(
+    run: Run, output: Path, *, resume: bool = False, console: Console | None = None, data: Data | None = None
+) -> Record:
     """Train, score and save; ``output`` becomes a model directory with the run's records.
 
     Args:
+        resume: continue the run in ``output`` from its newest whole checkpoint; a finished run stays as it is.
         console: where progress is shown; ``None`` for silence.
         data: the run's data if already prepared.
 
     Raises:
-        ValueError: ``output`` is not empty, or the data cannot be read.
+        ValueError: ``output`` is in use or holds another run, or the data cannot be read.
         FloatingPointError: a gradient is not finite; nothing of that step has been applied.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: the run directory is in use; choose another or remove it")
+    _check_directory(run, output, resume)
+    if resume and (output / "record.json").exists():
+        return Record(**json.loads((output / "record.json").read_text(encoding="utf-8")))
     console = console or Console(quiet=True)
     data = data or prepare_data(run)
     set_seed(run.training.seed)
     model = LongwaveForCausalLM(run.model_configuration(len(data.tokenizer), data.tokenizer.bos_token_id))
     tokens_per_step = run.training.batch_size * run.data.sequence_length
     total_steps = -(-run.training.tokens // tokens_per_step)
-    console.print(forecast(run, model, data, total_steps))
 
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "run.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
-    trainer = Trainer(
-        model=model,
-        args=_arguments(run, output, total_steps),
-        train_dataset=data.train,
-        optimizers=_optimizer(model, run.training, total_steps),
-    )
-    evaluate = partial(
-        score,
-        stream=data.valid,
-        sequence_length=run.data.sequence_length,
-        batch_size=run.evaluation.batch_size,
-    )
-    trainer.remove_callback(PrinterCallback)
     metrics, progress = JsonLines(output / "metrics.jsonl", tokens_per_step), ProgressBar(console, tokens_per_step)
-    validation = Validation(run.evaluation.every_steps, evaluate, metrics)
-    for callback in (StopBeforeNonFinite(), metrics, validation, progress):
-        trainer.add_callback(callback)
-    began_at = time.monotonic()
-    with progress.bar:
-        trainer.train()
-    seconds = time.monotonic() - began_at
+    evaluate = partial(
+        score, stream=data.valid, sequence_length=run.data.sequence_length, batch_size=run.evaluation.batch_size
+    )
+    sample = partial(_continue, data.tokenizer)
+    validation = Validation(run.evaluation, evaluate, sample, metrics, output)
+    callbacks = [StopBeforeNonFinite(), metrics, validation, progress]
+    identity = hashlib.sha256(f"{_dump(run)}{data.sha256}".encode()).hexdigest()
+    trainer = RunTrainer(run, identity, model, data.train, output, total_steps, callbacks)
+    if trainer.is_world_process_zero():
+        console.print(forecast(run, model, data.train[0], total_steps))
+        output.mkdir(parents=True, exist_ok=True)
+        replace_text(output / "run.yaml", _dump(run))
+
+    checkpoint = _checkpoint(trainer, output, identity, console) if resume else None
+    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    validation.begin_at(metrics.begin_at(step))
+    with progress.bar, _no_bars():
+        trainer.train() if checkpoint is None else trainer.resume(checkpoint)
+    seconds = metrics.seconds
+    if run.evaluation.keep_best and validation.best_weights.exists():
+        load_model(model, str(validation.best_weights))
 
     result = evaluate(model)
-    with _no_bars():
-        model.save_pretrained(output)
-    data.tokenizer.save_pretrained(output)
-    record = _record(run, model, data, total_steps * tokens_per_step, seconds, result)
-    (output / "record.json").write_text(json.dumps(asdict(record), indent=2) + "\n")
+    record = make_record(run, model, data.sha256, trainer.state.global_step * tokens_per_step, seconds, result)
+    if trainer.is_world_process_zero():
+        with _no_bars():
+            model.save_pretrained(output)
+        data.tokenizer.save_pretrained(output)
+        replace_text(output / "record.json", json.dumps(asdict(record), indent=2) + "\n")
     return record
 
 
@@ -134,65 +113,72 @@ def prepare_data(run: Run) -> Data:
     return Data(tokenizer, rows, tokenize(valid_text.documents, tokenizer), train_text.sha256())
 
 
-def body_parameters(model: LongwaveForCausalLM) -> int:
-    """Parameters outside the embedding table and the head."""
-    outside = {id(model.get_input_embeddings().weight), id(model.lm_head.weight)}
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outside)
-
-
-def forecast(run: Run, model: LongwaveForCausalLM, data: Data, total_steps: int) -> str:
-    """What the run will take, from the sizes and from timing one row forward and backward."""
-    batch = {name: tensor[None] for name, tensor in data.train[0].items()}
-    with torch.random.fork_rng():
-        for _ in range(2):
-            began_at = time.monotonic()
-            model(**batch).loss.backward()
-            seconds = time.monotonic() - began_at
-    model.zero_grad()
-    minutes = seconds * run.training.batch_size * total_steps / 60
-    size = sum(parameter.numel() for parameter in model.parameters())
-    return (
-        f"{size:,} parameters ({body_parameters(model):,} outside the embedding, {16 * size / 2**20:,.0f} MiB with "
-        f"gradients and optimizer), {run.training.tokens:,} of {len(data.train.stream.ids):,} training tokens in "
-        f"{total_steps:,} steps, at most {minutes:,.1f} minutes"
+def _check_directory(run: Run, output: Path, resume: bool) -> None:
+    """Refuse a directory that this run must not write to, and a resumed run that is not the one begun."""
+    empty = not output.exists() or (output.is_dir() and all(path.suffix == ".part" for path in output.iterdir()))
+    if empty:
+        if resume:
+            raise ValueError(f"{output}: there is no run to resume")
+        return
+    if not resume:
+        raise ValueError(f"{output}: the run directory is in use; choose another, remove it, or --resume")
+    if not (output / "run.yaml").is_file():
+        raise ValueError(f"{output}: holds no run.yaml: not a run directory")
+    begun, now = (
+        _flat(yaml.safe_load((output / "run.yaml").read_text(encoding="utf-8"))),
+        _flat(run.model_dump(mode="json")),
     )
-
-
-def _arguments(run: Run, output: Path, total_steps: int) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(output),
-        max_steps=total_steps,
-        per_device_train_batch_size=run.training.batch_size,
-        max_grad_norm=run.training.clip or 0.0,
-        bf16=run.training.precision == "bfloat16",
-        seed=run.training.seed,
-        data_seed=run.training.seed,
-        logging_steps=LOG_STEPS,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _optimizer(model: nn.Module, settings: TrainingSection, total_steps: int) -> tuple[AdamW, LambdaLR]:
-    """AdamW without decay on vectors, and its rate for each step."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    changed = [
+        f"{output}: {name} is {begun.get(name)!r} in the run begun, {now.get(name)!r} now"
+        for name in sorted(begun.keys() | now.keys())
+        if begun.get(name) != now.get(name)
     ]
-    optimizer = AdamW(groups, lr=1.0, betas=settings.betas)
-    rate = partial(
-        learning_rate,
-        base=settings.learning_rate,
-        minimum=min(settings.minimum_learning_rate, settings.learning_rate),
-        warmup_steps=settings.warmup_steps,
-        total_steps=total_steps,
-        schedule=settings.schedule,
-    )
-    return optimizer, LambdaLR(optimizer, lambda done: rate(done + 1))
+    if changed:
+        raise ValueError("\n".join(changed))
+
+
+def _checkpoint(trainer: RunTrainer, output: Path, identity: str, console: Console) -> Path | None:
+    """The newest whole checkpoint; one process looks, so that all take the same."""
+    found: list[Path | None] = [None]
+    if trainer.is_world_process_zero():
+        found[0], sentences = newest_whole(output, identity)
+        for sentence in sentences:
+            console.print(sentence, style="yellow")
+        console.print(f"resuming from {found[0]}" if found[0] else "no whole checkpoint: starting again")
+    if trainer.args.world_size > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
+def _dump(run: Run) -> str:
+    """The run file with every default filled in."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _flat(values: object, path: str = "") -> dict[str, object]:
+    """Nested mappings by dotted path."""
+    if not isinstance(values, dict):
+        return {path: values}
+    pairs = (_flat(value, f"{path}.{key}" if path else str(key)) for key, value in values.items())
+    return {name: value for part in pairs for name, value in part.items()}
+
+
+def _continue(tokenizer: PreTrainedTokenizerFast, model: nn.Module, prompt: str) -> str:
+    """A sampled continuation; the run's own random numbers are left alone."""
+    ids = [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    training = model.training
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        out = model.eval().generate(
+            torch.tensor([ids], device=model.device),
+            max_new_tokens=SAMPLE_TOKENS,
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    model.train(training)
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
 
 
 @contextmanager
@@ -205,36 +191,3 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _record(
-    run: Run, model: LongwaveForCausalLM, data: Data, tokens: int, seconds: float, result: LikelihoodScore
-) -> Record:
-    return Record(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        body_parameters=body_parameters(model),
-        tokens=tokens,
-        seconds=round(seconds, 3),
-        bits_per_byte=result.bits_per_byte,
-        perplexity=result.perplexity,
-        data_sha256=data.sha256,
-        seed=run.training.seed,
-        device=str(model.device),
-        num_threads=torch.get_num_threads(),
-        versions={
-            "longwave": version("longwave"),
-            "commit": _commit(),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
-    )
-
-
-def _commit() -> str:
-    """The commit of the source checkout, or ``"unknown"`` for an installed package."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from longwave.evaluation import LikelihoodScore
 from longwave.training.callbacks import JsonLines, StopBeforeNonFinite, Validation
+from longwave.training.configuration import EvaluationSection
 
 
 def at(step):
-    return SimpleNamespace(global_step=step)
+    return SimpleNamespace(global_step=step, is_world_process_zero=True)
 
 
 class TestStopBeforeNonFinite:
@@ -50,26 +53,65 @@ class TestJsonLines:
         assert second == {"step": 3, "tokens": 384, "perplexity": 9.0}
 
 
+    def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        lines = [{"step": step, "tokens": step, "seconds": 10.0 * step} for step in (1, 2, 3)]
+        torn = json.dumps(lines[2])[:-5]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+        callback = JsonLines(path, tokens_per_step=1)
+        assert callback.begin_at(2) == lines[:2]
+        assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:2]
+        assert callback.seconds >= 20.0
+
+
 class TestValidation:
     @pytest.fixture
     def scored(self, tmp_path):
-        """The records of seven steps."""
+        """Feed a list of scores, one for every step, and give what is left to see."""
 
-        def steps(every_steps):
+        def steps(bits, **settings):
             metrics = JsonLines(tmp_path / "metrics.jsonl", tokens_per_step=10)
-            callback = Validation(every_steps, lambda model: LikelihoodScore(6.0, 3, 4), metrics)
-            for step in range(1, 8):
-                callback.on_step_end(None, at(step), None, model=None)
-            return [json.loads(line) for line in metrics.path.read_text().splitlines()] if metrics.path.exists() else []
+            values = iter(bits)
+            settings = EvaluationSection(**settings)
+            callback = Validation(
+                settings,
+                lambda model: LikelihoodScore(next(values) * math.log(2) * 4, 3, 4),
+                lambda model, prompt: f"{prompt}!",
+                metrics,
+                tmp_path,
+            )
+            control, model = SimpleNamespace(should_training_stop=False), nn.Linear(1, 1)
+            for step in range(1, len(bits) + 1):
+                nn.init.constant_(model.weight, float(step))
+                callback.on_step_end(None, at(step), control, model=model)
+                if control.should_training_stop:
+                    break
+            records = metrics.path.read_text().splitlines() if metrics.path.exists() else []
+            return SimpleNamespace(callback=callback, step=step, records=[json.loads(line) for line in records])
 
         return steps
 
     def test_scores_every_few_steps(self, scored):
-        expected = LikelihoodScore(6.0, 3, 4)
-        found = scored(3)
+        found = scored([3.0, 2.0, 9.0, 9.0, 9.0, 9.0, 9.0], every_steps=3).records
         assert [record["step"] for record in found] == [3, 6]
-        assert {record["bits_per_byte"] for record in found} == {expected.bits_per_byte}
-        assert {record["perplexity"] for record in found} == {expected.perplexity}
+        assert [record["bits_per_byte"] for record in found] == pytest.approx([3.0, 2.0])
 
     def test_zero_means_never(self, scored):
-        assert scored(0) == []
+        assert scored([1.0] * 4, every_steps=0).records == []
+
+    def test_patience_stops_after_so_many_scores_without_a_better_one(self, scored):
+        assert scored([3.0, 2.0, 2.5, 2.0, 1.0], every_steps=1, patience=2).step == 4
+
+    def test_the_best_weights_are_kept(self, scored):
+        found = scored([3.0, 1.0, 2.0], every_steps=1, keep_best=True)
+        assert float(load_file(found.callback.best_weights)["weight"]) == 2.0
+
+    def test_samples_are_written_at_every_score(self, scored, tmp_path):
+        scored([3.0, 1.0], every_steps=1, samples=["Once"])
+        lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+        assert lines == [{"step": step, "prompt": "Once", "text": "Once!"} for step in (1, 2)]
+
+    def test_a_resumed_run_knows_the_best_of_earlier_sittings(self, scored):
+        callback = scored([5.0], every_steps=1).callback
+        callback.begin_at([{"step": 1}, {"step": 2, "bits_per_byte": 1.5}, {"step": 3, "bits_per_byte": 1.7}])
+        assert (callback.best, callback.since_best) == (1.5, 1)

@@ -133,7 +133,7 @@ class TestUnreadable:
 class TestComplaints:
     def test_an_unknown_key_comes_with_the_nearest_and_the_legal_ones(self, complaints):
         (sentence,) = complaints({**TINY, "training": {"lerning_rate": 0.1}})
-        legal = "tokens, batch_size, learning_rate, minimum_learning_rate"
+        legal = "tokens, batch_size, accumulation, optimizer, learning_rate"
         assert sentence.startswith(
             f"training.lerning_rate: unknown key (did you mean 'learning_rate'?); legal: {legal}"
         )

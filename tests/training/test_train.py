@@ -21,7 +21,7 @@ from longwave.data import tokenize
 from longwave.evaluation import score
 from longwave.model import LongwaveForCausalLM
 from longwave.training import load_run, prepare_data, train
-from longwave.training.train import body_parameters
+from longwave.training.records import body_parameters
 from tests.training.tiny import STEPS, write_run
 
 
@@ -213,7 +213,7 @@ def test_a_run_directory_in_use_is_refused_and_left_alone(run, tmp_path, content
     else:
         output.mkdir()
         (output / "notes.txt").write_text("precious")
-    with pytest.raises(ValueError, match="out: the run directory is in use; choose another or remove it"):
+    with pytest.raises(ValueError, match="out: the run directory is in use; choose another, remove it, or --resume"):
         train(run, output)
     kept = output if content == "file" else output / "notes.txt"
     assert kept.read_text() == "precious"
@@ -282,7 +282,7 @@ def test_a_run_says_what_it_will_take_and_shows_its_progress(run, tmp_path):
     record = train(run, tmp_path / "out", console=console)
     shown = console.file.getvalue()
     assert f"{record.parameters:,} parameters ({record.body_parameters:,} outside the embedding" in shown
-    assert "1,280 of " in shown
+    assert "1,280 tokens in 10 steps" in shown
     assert f"{STEPS}/{STEPS} steps" in shown
 
 

@@ -1,0 +1,95 @@
+"""What a run says before it starts and writes when it has ended."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from longwave.evaluation import LikelihoodScore
+from longwave.model import LongwaveForCausalLM
+from longwave.training.configuration import Run
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished run writes into ``record.json``.
+
+    ``parameters`` counts all, ``body_parameters`` those outside the embedding table and head; ``tokens``
+    those trained on; ``seconds`` the training alone, over all its sittings.
+    """
+
+    parameters: int
+    body_parameters: int
+    tokens: int
+    seconds: float
+    bits_per_byte: float
+    perplexity: float
+    data_sha256: str
+    seed: int
+    device: str
+    num_threads: int
+    versions: dict[str, str]
+
+
+def body_parameters(model: LongwaveForCausalLM) -> int:
+    """Parameters outside the embedding table and the head."""
+    outside = {id(model.get_input_embeddings().weight), id(model.lm_head.weight)}
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outside)
+
+
+def make_record(
+    run: Run, model: LongwaveForCausalLM, data_sha256: str, tokens: int, seconds: float, result: LikelihoodScore
+) -> Record:
+    """The record of a run that ended with ``result``."""
+    return Record(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        body_parameters=body_parameters(model),
+        tokens=tokens,
+        seconds=seconds,
+        bits_per_byte=result.bits_per_byte,
+        perplexity=result.perplexity,
+        data_sha256=data_sha256,
+        seed=run.training.seed,
+        device=str(model.device),
+        num_threads=torch.get_num_threads(),
+        versions={
+            "longwave": version("longwave"),
+            "commit": _commit(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+    )
+
+
+def forecast(run: Run, model: LongwaveForCausalLM, row: dict[str, torch.Tensor], total_steps: int) -> str:
+    """What the run will take, from the sizes and from timing one row forward and backward."""
+    batch = {name: tensor[None].to(model.device) for name, tensor in row.items()}
+    with torch.random.fork_rng():
+        for _ in range(2):
+            began_at = time.monotonic()
+            model(**batch).loss.backward()
+            seconds = time.monotonic() - began_at
+    model.zero_grad()
+    minutes = seconds * run.training.batch_size * total_steps / 60
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{size:,} parameters ({body_parameters(model):,} outside the embedding, {16 * size / 2**20:,.0f} MiB with "
+        f"gradients and optimizer), {run.training.tokens:,} tokens in {total_steps:,} steps, "
+        f"at most {minutes:,.1f} minutes"
+    )
+
+
+def _commit() -> str:
+    """The commit of the source checkout, or ``"unknown"`` for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"

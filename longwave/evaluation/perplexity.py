@@ -57,15 +57,17 @@ def score(
     device = next(model.parameters()).device
     training, nats, counted, done = model.training, 0.0, 0, 0
     model.eval()
-    for batch in DataLoader(rows, batch_size=batch_size):
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        logits = model(input_ids=batch["input_ids"], starts=batch["starts"], use_cache=False).logits
-        targets = batch["labels"][:, 1:].flatten()
-        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        nats += float(F.cross_entropy(logits, targets, reduction="sum"))
-        counted += int((targets != -100).sum())
-        done += len(batch["labels"])
-        if progress is not None:
-            progress(done, len(rows))
-    model.train(training)
+    try:
+        for batch in DataLoader(rows, batch_size=batch_size):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            logits = model(input_ids=batch["input_ids"], starts=batch["starts"], use_cache=False).logits
+            targets = batch["labels"][:, 1:].flatten()
+            logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+            nats += float(F.cross_entropy(logits, targets, reduction="sum"))
+            counted += int((targets != -100).sum())
+            done += len(batch["labels"])
+            if progress is not None:
+                progress(done, len(rows))
+    finally:
+        model.train(training)
     return LikelihoodScore(nats, counted, stream.num_bytes)

@@ -100,6 +100,8 @@ class LongwaveConfig(PreTrainedConfig):
             complaints.append(f"dropout must be below 1, got {self.dropout}")
         if not complaints and self.hidden_size % self.num_heads:
             complaints.append(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            complaints.append(f"sinusoidal positions need an even hidden_size, got {self.hidden_size}")
         if len(self.mixer_types) != self.num_hidden_layers:
             complaints.append(
                 f"mixer_types has {len(self.mixer_types)} entries for num_hidden_layers {self.num_hidden_layers}"

@@ -162,6 +162,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
             "linear_attention takes q [B, N, H, d], k [B, N, M, H, d] and v [B, N, M, H, e]; "
             f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
+    if not q.shape[1]:
+        raise ValueError("linear_attention needs at least one row")
     if (*k.shape[:2], *k.shape[3:]) != tuple(q.shape) or k.shape[:4] != v.shape[:4]:
         raise ValueError(
             "linear_attention: batch, rows, heads and features must agree; "

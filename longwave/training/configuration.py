@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from longwave.data.tokenizers import vocabulary_size
 from longwave.model import LongwaveConfig, LongwaveForCausalLM
@@ -26,7 +26,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of a run file: unknown keys are refused, values are not coerced to other kinds."""
+    """A part of a run file: unknown keys are refused; a number written as text is that number."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
@@ -92,6 +92,14 @@ class TrainingSection(Section):
     keep_checkpoints: int = Field(2, ge=1)
     tensorboard: bool = False
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _falling_rate(self) -> TrainingSection:
+        if self.minimum_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"minimum_learning_rate {self.minimum_learning_rate} is above learning_rate {self.learning_rate}"
+            )
+        return self
 
     @field_validator("device")
     @classmethod
@@ -237,12 +245,26 @@ def _read(source: str) -> dict[str, Any]:
     else:
         raise ValueError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, Loader=_UniqueKeys) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{source}: a run file is a mapping of sections, got {type(values).__name__}")
     return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping, its keys all different."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} is given twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def parse_override(override: str) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -54,7 +55,8 @@ def train(
         ValueError: ``output`` is in use or holds another run, or the data cannot be read.
         FloatingPointError: a gradient is not finite; nothing of that step has been applied.
     """
-    _check_directory(run, output, resume)
+    if int(os.environ.get("RANK", "0")) == 0:  # the other processes of torchrun may come when it has begun to write
+        _check_directory(run, output, resume)
     if resume and (output / "record.json").exists():
         return Record(**json.loads((output / "record.json").read_text(encoding="utf-8")))
     console = console or Console(quiet=True)

@@ -156,7 +156,7 @@ def _rate(settings: TrainingSection, total_steps: int, done: int) -> float:
     return learning_rate(
         done + 1,
         base=settings.learning_rate,
-        minimum=min(settings.minimum_learning_rate, settings.learning_rate),
+        minimum=settings.minimum_learning_rate,
         warmup_steps=settings.warmup_steps,
         total_steps=total_steps,
         schedule=settings.schedule,

@@ -1,8 +1,8 @@
 """Kill a run again and again, resume it, and compare its weights with an undisturbed run's.
 
-    python -m tests.training.kill --times 20
-    python -m tests.training.kill --times 20 --set training.carry_state=true
-    python -m tests.training.kill --times 20 --set training.accumulation=2
+python -m tests.training.kill --times 20
+python -m tests.training.kill --times 20 --set training.carry_state=true
+python -m tests.training.kill --times 20 --set training.accumulation=2
 """
 
 from __future__ import annotations

@@ -52,7 +52,6 @@ class TestJsonLines:
         assert first == {"step": 1, "tokens": 128, "loss": 2.5}
         assert second == {"step": 3, "tokens": 384, "perplexity": 9.0}
 
-
     def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(self, tmp_path):
         path = tmp_path / "metrics.jsonl"
         lines = [{"step": step, "tokens": step, "seconds": 10.0 * step} for step in (1, 2, 3)]

@@ -103,7 +103,12 @@ def test_carried_states_are_those_of_the_text_so_far(run, tmp_path, monkeypatch)
         return out
 
     monkeypatch.setattr(LongwaveForCausalLM, "forward", forward)
-    still = ["training.carry_state=true", "training.learning_rate=1e-30", "model.dropout=0.0"]
+    still = [
+        "training.carry_state=true",
+        "training.learning_rate=1e-30",
+        "training.minimum_learning_rate=0.0",
+        "model.dropout=0.0",
+    ]
     still += ["model.mixer_kwargs.hale.dropout=0.0", "training.weight_decay=0.0"]
     train(run(*still), tmp_path / "out")
     monkeypatch.undo()

@@ -81,9 +81,11 @@ def evaluate(
     """Bits per byte and perplexity of a text."""
     from longwave.data import read_corpus, tokenize
     from longwave.evaluation import score
+    from longwave.model import load_model, load_tokenizer
 
     _quiet_libraries()
-    loaded, tokenizer = _load(model)
+    loaded = load_model(model)
+    tokenizer = load_tokenizer(model, loaded)
     stream = tokenize(read_corpus(data).documents, tokenizer)
     with _progress("score") as advance:
         result = score(loaded, stream, sequence_length, batch_size=batch_size, progress=advance)
@@ -116,8 +118,11 @@ def generate(
     import torch
     from transformers import TextStreamer
 
+    from longwave.model import load_model, load_tokenizer
+
     _quiet_libraries()
-    loaded, tokenizer = _load(model)
+    loaded = load_model(model)
+    tokenizer = load_tokenizer(model, loaded)
     torch.manual_seed(seed)
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     ids = torch.tensor([begin + tokenizer(prompt, add_special_tokens=False)["input_ids"]])
@@ -191,22 +196,6 @@ def _print_table(title: str, rows: list[dict]) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)
-
-
-def _load(directory: str):
-    """Model and tokenizer of a local directory.
-
-    Raises:
-        ValueError: it is not the directory of a saved model.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    import longwave.model  # noqa: F401 (registers the model with AutoModelForCausalLM)
-
-    if not (Path(directory) / "config.json").is_file():
-        raise ValueError(f"{directory}: holds no config.json; expected the directory of a run or model")
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    return model, AutoTokenizer.from_pretrained(directory)
 
 
 def _quiet_libraries() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from longwave.model import load_model, load_tokenizer
 from longwave.training import Record, load_run, prepare_data, train
 from longwave.verification import Certificate, certify, mixer_subject
 from longwave.verification.report import print_header, print_line
@@ -77,8 +77,8 @@ def _table(records: dict[str, Record], certificates: dict[str, Certificate]) -> 
 
 
 def _speak(directory: Path) -> str:
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = load_model(directory)
+    tokenizer = load_tokenizer(directory, model)
     torch.manual_seed(0)
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]])
     out = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=0.7, top_k=40)

@@ -44,14 +44,15 @@ class JsonLines(TrainerCallback):
         """Training time so far, over all sittings."""
         return round(self.before_seconds + time.monotonic() - self.began_at, 3)
 
-    def begin_at(self, step: int) -> list[dict]:
-        """Start the clock and return the records up to ``step``, which stay in the file."""
+    def begin_at(self, step: int, *, rewrite: bool = True) -> list[dict]:
+        """Start the clock and return the records up to ``step``; with ``rewrite`` only they stay in the file."""
         records = []
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = (json.loads(line) for line in lines if line.endswith("\n"))
             records = [record for record in whole if record["step"] <= step]
-            replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+            if rewrite:
+                replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self.before_seconds = records[-1]["seconds"] if records else 0.0
         self.began_at = time.monotonic()
         return records

@@ -82,7 +82,7 @@ def train(
 
     checkpoint = _checkpoint(trainer, output, identity, console) if resume else None
     step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    validation.begin_at(metrics.begin_at(step))
+    validation.begin_at(metrics.begin_at(step, rewrite=trainer.is_world_process_zero()))
     with progress.bar, _no_bars():
         trainer.train() if checkpoint is None else trainer.resume(checkpoint)
     seconds = metrics.seconds

@@ -6,7 +6,6 @@ a check can perturb and differentiate them; the table of embeddings itself mixes
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -168,12 +167,9 @@ def subject_of(target: str, arguments: Mapping[str, Any] | None = None) -> Subje
         return mixer_subject(target, arguments)
     if arguments:
         raise ValueError(f"{target} is a model directory: its configuration cannot be changed by arguments")
-    if not (Path(target) / "config.json").is_file():
-        raise ValueError(f"{target} holds no config.json: not the directory of a model or run")
-    importlib.import_module("longwave.model")
-    from transformers import AutoModelForCausalLM
+    from longwave.model import load_model  # transformers takes seconds to import, and mixers do not need it
 
-    return ModelSubject(target, AutoModelForCausalLM.from_pretrained(target, dtype=torch.float64))
+    return ModelSubject(target, load_model(target, torch.float64))
 
 
 @torch.no_grad()

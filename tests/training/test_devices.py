@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def losses(tmp_path_factory):
     values["training"] = {**RUN["training"], "tokens": 10 * 8 * 32}
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
 
+    @cache
     def run(launcher: str, *overrides: str):
         output = folder / f"{launcher} {' '.join(overrides)}".replace("/", "_")
         start = [sys.executable, *LAUNCHERS[launcher]]

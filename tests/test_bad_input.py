@@ -1,0 +1,252 @@
+"""Bad input, all of it: one clear sentence, exit code 2, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from longwave import cli
+from tests.training.kill import RUN
+
+SETS = {  # --set of a run file, and what the sentence says
+    "model.hidden_size=33": "hidden_size 33 is not divisible by num_heads 2",
+    "model.hidden_size=0": "hidden_size must be at least 1, got 0",
+    "model.hidden_size=wide": "model.hidden_size: input should be a valid integer",
+    "model.num_heads=0": "num_heads must be at least 1, got 0",
+    "model.num_heads=-2": "num_heads must be at least 1, got -2",
+    "model.num_hidden_layers=3": "mixer_types has 2 entries for num_hidden_layers 3",
+    "model.num_hidden_layers=0": "num_hidden_layers must be at least 1, got 0",
+    "model.num_hidden_layers=two": "model.num_hidden_layers: input should be a valid integer",
+    "model.intermediate_size=0": "intermediate_size must be at least 1, got 0",
+    "model.dropout=1.0": "dropout must be below 1, got 1.0",
+    "model.dropout=-0.1": "dropout must not be negative, got -0.1",
+    "model.dropout=some": "model.dropout",
+    "model.norm=batch_norm": "unknown norm 'batch_norm'; legal: layer_norm, rms_norm",
+    "model.norm_placement=middle": "unknown norm_placement 'middle'; legal: pre, post",
+    "model.norm_eps=-1.0": "norm_eps must not be negative, got -1.0",
+    "model.feed_forward=relu": "unknown feed_forward 'relu'; legal: gelu, swiglu, none",
+    "model.positions=rotary": "unknown positions 'rotary'; legal: none, learned, sinusoidal",
+    "model.initializer_range=-0.1": "initializer_range must not be negative",
+    "model.max_position_embeddings=0": "max_position_embeddings must be at least 1, got 0",
+    "model.tie_word_embeddings=maybe": "model.tie_word_embeddings: input should be a valid boolean",
+    "model.layers=3": "model.layers: unknown key",
+    "model.hidden_sise=3": "did you mean 'hidden_size'?",
+    "model.vocab_size=3": "model.vocab_size: unknown key",
+    "model.mixer_types=[hale]": "mixer_types has 1 entries for num_hidden_layers 2",
+    "model.mixer_types=[hale, sofmax]": "unknown mixer 'sofmax' (did you mean 'softmax'?)",
+    "model.mixer_types=[hale, 'no.module:Mixer']": "cannot be imported: No module named 'no'",
+    "model.mixer_types=[hale, 'json:loads']": "is not a subclass of longwave.mixers.TokenMixer",
+    "model.mixer_types=[hale, 'json:Nothing']": "cannot be imported",
+    "model.mixer_types=[hale, 3]": "mixer_types holds 3, expected labels",
+    "model.mixer_types=5": "model.mixer_types",
+    "model.mixer_kwargs.hale.window=0": "hale needs window >= 1",
+    "model.mixer_kwargs.hale.window=wide": "window: input should be a valid integer",
+    "model.mixer_kwargs.hale.window=1.5": "window: input should be a valid integer",
+    "model.mixer_kwargs.hale.num_levels=-1": "num_levels >= 0",
+    "model.mixer_kwargs.hale.chunk_size=0": "chunk_size >= 1",
+    "model.mixer_kwargs.hale.gate=2.0": "gate must be 'learned' or a number in [0, 1], got 2.0",
+    "model.mixer_kwargs.hale.gate=open": "mixer 'hale': gate",
+    "model.mixer_kwargs.hale.gate_init=one": "mixer 'hale': gate_init",
+    "model.mixer_kwargs.hale.cache=none": "mixer 'hale': cache",
+    "model.mixer_kwargs.hale.windw=3": "has no argument 'windw' (did you mean 'window'?)",
+    "model.mixer_kwargs.hale.hidden_size=3": "has no argument 'hidden_size'",
+    "model.mixer_kwargs.hale=3": "mixer_kwargs.hale must map arguments to values, got 3",
+    "model.mixer_kwargs.softmax.window=0": "softmax: window must be at least 1, got 0",
+    "model.mixer_kwargs.softmax.num_kv_heads=3": "num_heads 2 is not a multiple of num_kv_heads 3",
+    "model.mixer_kwargs.softmax.num_kv_heads=0": "is not a multiple of num_kv_heads 0",
+    "model.mixer_kwargs.softmax.rotary_base=high": "rotary_base: input should be a valid number",
+    "model.mixer_kwargs.dwarf.window=3": "mixer_kwargs names 'dwarf', which no layer uses; used: hale, softmax",
+    "data.train=nowhere.txt": "nowhere.txt: ",
+    "data.train=3": "data.train",
+    "data.validation=nowhere.txt": "nowhere.txt: ",
+    "data.sequence_length=0": "data.sequence_length: input should be greater than or equal to",
+    "data.sequence_length=many": "data.sequence_length: input should be a valid integer",
+    "data.sequence_lenght=3": "did you mean 'sequence_length'?",
+    "tokenizer=bites": "unknown tokenizer 'bites'; legal: byte",
+    "tokenizer=bpe": "'bpe'",
+    "tokenizer=bpe:10": "'bpe:10'",
+    "tokenizer=bpe:many": "'bpe:many'",
+    "tokenizer=3": "tokenizer",
+    "training.tokens=0": "training.tokens: input should be greater than or equal to 1, got 0",
+    "training.tokens=all": "training.tokens: input should be a valid integer",
+    "training.batch_size=0": "training.batch_size: input should be greater than or equal to 1, got 0",
+    "training.batch_size=1.5": "training.batch_size: input should be a valid integer",
+    "training.accumulation=0": "training.accumulation: input should be greater than or equal to 1",
+    "training.accumulation=3": "training.batch_size 8 is not divisible by 1 devices times 3 parts",
+    "training.optimizer=sgd": "training.optimizer: input should be 'adamw' or 'muon', got 'sgd'",
+    "training.learning_rate=0": "training.learning_rate: input should be greater than 0, got 0",
+    "training.learning_rate=-1": "training.learning_rate: input should be greater than 0, got -1",
+    "training.learning_rate=.nan": "training.learning_rate",
+    "training.learning_rate=.inf": "training.learning_rate",
+    "training.learning_rate=fast": "training.learning_rate: input should be a valid number",
+    "training.minimum_learning_rate=1": "minimum_learning_rate 1.0 is above learning_rate 0.001",
+    "training.minimum_learning_rate=-1": "training.minimum_learning_rate: input should be greater than or equal to 0",
+    "training.warmup_steps=-1": "training.warmup_steps: input should be greater than or equal to 0",
+    "training.schedule=step": "training.schedule: input should be 'cosine', 'linear' or 'constant', got 'step'",
+    "training.weight_decay=-1": "training.weight_decay: input should be greater than or equal to 0",
+    "training.betas=[0.9]": "training.betas",
+    "training.betas=[0.9, 1.0]": "training.betas.1: input should be less than 1",
+    "training.betas=0.9": "training.betas",
+    "training.clip=0": "training.clip: input should be greater than 0",
+    "training.precision=float16": "training.precision: input should be 'float32' or 'bfloat16', got 'float16'",
+    "training.device=tpu": "training.device: input should be 'auto', 'cpu' or 'cuda', got 'tpu'",
+    "training.device=cuda": "cuda was asked for, but PyTorch finds no CUDA device",
+    "training.carry_state=perhaps": "training.carry_state: input should be a valid boolean",
+    "training.save_every_steps=-1": "training.save_every_steps: input should be greater than or equal to 0",
+    "training.keep_checkpoints=0": "training.keep_checkpoints: input should be greater than or equal to 1",
+    "training.seed=-1": "training.seed: input should be greater than or equal to 0",
+    "training.seed=lucky": "training.seed: input should be a valid integer",
+    "training.epochs=3": "training.epochs: unknown key",
+    "evaluation.every_steps=-1": "evaluation.every_steps: input should be greater than or equal to 0",
+    "evaluation.batch_size=0": "evaluation.batch_size: input should be greater than or equal to 1",
+    "evaluation.patience=0": "evaluation.patience: input should be greater than or equal to 1",
+    "evaluation.samples=Once": "evaluation.samples",
+    "evaluation.metric=loss": "evaluation.metric: unknown key",
+    "trainig.tokens=3": "trainig: unknown key (did you mean 'training'?)",
+    "training=3": "training: input should be a valid dictionary",
+    "model=[]": "model: input should be a valid dictionary",
+    "description=[1]": "description: input should be a valid string",
+    "published=high": "published: input should be a valid dictionary",
+    "tokens": "expected name=value",
+    "=3": "expected name=value",
+    "training.tokens=[": "the value is not YAML",
+    "tokenizer.kind=byte": "'tokenizer' is no section",
+}
+FILES = {  # text of a run file, and what the sentence says
+    "model: [": "not YAML",
+    "- model": "a run file is a mapping of sections, got list",
+    "byte": "a run file is a mapping of sections, got str",
+    "training: {seed: 1, seed: 2}": "key 'seed' is given twice",
+    "model: {hidden_size: 16, num_heads: 3}\ntraining: {batch_size: 0}": "training.batch_size",
+}
+COMMANDS = {  # arguments in which {model} is a directory that `damage` has worked on
+    "verify nothing": "unknown mixer 'nothing'; legal: hale, softmax, or module.path:ClassName",
+    "verify softmax --set window": "--set 'window': expected name=value",
+    "verify softmax --set window=wide": "window: input should be a valid integer",
+    "train nowhere.yaml": "nowhere.yaml: no such file or preset; presets: hale-100m",
+    "train hale-small --resume --output {fresh}": "there is no run to resume",
+    "train hale-small --output {model}": "the run directory is in use",
+    "train hale-small --resume --output {model}": "in the run begun",
+    "evaluate {model} --data nowhere.txt": "nowhere.txt: ",
+    "evaluate {fresh} --data embedded": "holds no config.json",
+    "generate {fresh}": "holds no config.json",
+    "generate {model} --prompt {long}": "exceeds the 64 learned positions",
+    "demo --output {model}": "which no demo wrote; choose another --output",
+}
+DAMAGE = {  # what is done to a model directory, and what `generate` says of it
+    "weights removed": "holds no weights in safetensors",
+    "weights truncated": "the model cannot be loaded",
+    "weights of another model": "the weights belong to another model",
+    "weights of other sizes": "cannot be loaded",
+    "configuration truncated": "cannot be loaded",
+    "configuration of another kind": "cannot be loaded",
+    "tokenizer removed": "the tokenizer cannot be loaded",
+    "tokenizer truncated": "the tokenizer cannot be loaded",
+    "tokenizer of another model": "the tokenizer has 300 tokens, the model's embedding 257 rows",
+    "pickled weights": "holds no weights in safetensors; other formats are not loaded",
+}
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory) -> Path:
+    """A small legal run file."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    (folder / "text.txt").write_text("".join(f"{i} * {i} = {i * i}\n" for i in range(500)))
+    values = {**RUN, "data": {**RUN["data"], "train": str(folder / "text.txt")}}
+    values["model"] = {**RUN["model"], "positions": "learned", "max_position_embeddings": 64}
+    values["training"] = {**RUN["training"], "tokens": 256, "save_every_steps": 0}
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    return folder / "run.yaml"
+
+
+@pytest.fixture(scope="module")
+def model(run_file) -> Path:
+    """The directory of a finished run."""
+    from longwave.training import load_run, train
+
+    train(load_run(str(run_file)), run_file.parent / "model")
+    return run_file.parent / "model"
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """Run a command that must be refused; give its sentence. Nothing may be written meanwhile."""
+
+    def run(*arguments) -> str:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        monkeypatch.setattr(sys, "argv", ["longwave", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        error = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert "Traceback" not in error
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(("change", "sentence"), SETS.items())
+def test_a_bad_value_is_refused_by_name(refused, run_file, tmp_path, change, sentence):
+    error = refused("train", run_file, "--output", tmp_path / "out", "--set", change)
+    assert sentence in error
+    assert error.splitlines()[-1].startswith(("longwave: ", str(run_file)))
+
+
+@pytest.mark.parametrize(("text", "sentence"), FILES.items())
+def test_a_bad_file_is_refused_by_name(refused, tmp_path, text, sentence):
+    (tmp_path / "bad.yaml").write_text(text)
+    error = refused("train", tmp_path / "bad.yaml", "--output", tmp_path / "out")
+    assert "bad.yaml: " in error
+    assert sentence in error
+
+
+@pytest.mark.parametrize(("command", "sentence"), COMMANDS.items())
+def test_a_bad_command_is_refused(refused, model, tmp_path, command, sentence):
+    words = {"model": model, "fresh": tmp_path / "fresh", "long": "x" * 100}
+    assert sentence in refused(*(word.format(**words) for word in command.split()))
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGE.items())
+def test_a_damaged_model_is_refused(refused, model, tmp_path, damage, sentence):
+    directory = tmp_path / "model"
+    shutil.copytree(model, directory)
+    DAMAGERS[damage](directory)
+    assert sentence in refused("generate", directory)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _change(path: Path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def _other_tokenizer(directory: Path) -> None:
+    from longwave.data import build_tokenizer
+
+    build_tokenizer("bpe:300", ["abc " * 50, *(f"{i} times {i}" for i in range(900))]).save_pretrained(directory)
+
+
+def _pickle_weights(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+DAMAGERS = {
+    "weights removed": lambda d: (d / "model.safetensors").unlink(),
+    "weights truncated": lambda d: _truncate(d / "model.safetensors"),
+    "weights of another model": lambda d: _change(d / "config.json", mixer_types=["softmax", "hale"]),
+    "weights of other sizes": lambda d: _change(d / "config.json", intermediate_size=48),
+    "configuration truncated": lambda d: _truncate(d / "config.json"),
+    "configuration of another kind": lambda d: _change(d / "config.json", model_type="unheard"),
+    "tokenizer removed": lambda d: [path.unlink() for path in d.glob("tokenizer*")],
+    "tokenizer truncated": lambda d: _truncate(d / "tokenizer.json"),
+    "tokenizer of another model": _other_tokenizer,
+    "pickled weights": _pickle_weights,
+}

@@ -220,3 +220,7 @@ class _progress:
 
     def __exit__(self, *error) -> None:
         self.bar.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 # Read by the libraries when they are imported, and by the processes that tests start.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tokens that tests store go where nobody else looks for any.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="longwave-tests-")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]

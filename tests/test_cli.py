@@ -176,7 +176,7 @@ class TestVerify:
         assert "cannot be imported" in refused("verify", "no.such:Mixer")
 
     def test_a_directory_without_a_model_is_refused(self, refused, tmp_path):
-        assert refused("verify", tmp_path).endswith("holds no config.json: not the directory of a model or run")
+        assert refused("verify", tmp_path).endswith("holds no config.json; expected the directory of a run or model")
 
     def test_arguments_for_a_directory_are_refused(self, refused, model):
         assert "its configuration cannot be changed by arguments" in refused("verify", model, "--set", "window=3")

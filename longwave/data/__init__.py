@@ -1,7 +1,30 @@
 """Text in, packed token rows out."""
 
-from longwave.data.corpora import Corpus, read_corpus
-from longwave.data.packing import PackedRows, TokenStream, tokenize
-from longwave.data.tokenizers import END_OF_TEXT, build_tokenizer
+from longwave.data.corpora import Contents, Corpus, read_corpus
+from longwave.data.mixing import MixedRows
+from longwave.data.packing import PackedRows, TokenStream, encode, tokenize
+from longwave.data.preparation import Data, DataSection, WeightedSource, prepare_data
+from longwave.data.pretrained import END_OF_TEXT
+from longwave.data.storage import store
+from longwave.data.streaming import StreamedRows
+from longwave.data.tokenizers import build_tokenizer, vocabulary_size
 
-__all__ = ["END_OF_TEXT", "Corpus", "PackedRows", "TokenStream", "build_tokenizer", "read_corpus", "tokenize"]
+__all__ = [
+    "END_OF_TEXT",
+    "Contents",
+    "Corpus",
+    "Data",
+    "DataSection",
+    "MixedRows",
+    "PackedRows",
+    "StreamedRows",
+    "TokenStream",
+    "WeightedSource",
+    "build_tokenizer",
+    "encode",
+    "prepare_data",
+    "read_corpus",
+    "store",
+    "tokenize",
+    "vocabulary_size",
+]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,39 +12,67 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from longwave.data.corpora import Meter
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_OF_DOCUMENTS = 256
+BATCH_OF_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Tokens of a corpus; each document begins with ``<|endoftext|>``.
+    """Tokens of a corpus; each document begins with ``<|endoftext|>``, or its tokenizer's own token for that.
 
     Attributes:
-        ids: `[T]` int32.
+        ids: `[T]` integers.
         starts: `[T]` bool, true on each document's first token.
         num_bytes: UTF-8 bytes of the text.
     """
 
     ids: np.ndarray
-    starts: np.ndarray
+    starts: np.ndarray | DocumentStarts
     num_bytes: int
 
 
+class DocumentStarts:
+    """`[T]` bool, true at ``offsets``; slices are computed when they are asked for."""
+
+    def __init__(self, offsets: np.ndarray, num_tokens: int) -> None:
+        self.offsets, self.num_tokens = offsets, num_tokens
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        begin, end, step = part.indices(self.num_tokens)
+        starts = np.zeros(max(0, end - begin), dtype=bool)
+        first, last = np.searchsorted(self.offsets, (begin, end))
+        starts[self.offsets[first:last].astype(np.int64) - begin] = True
+        return starts[::step]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or bool)
+
+
+def encode(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
+    """Ids of each document, `[1 + its tokens]` int64, behind the token that begins a document."""
+    for batch in _batches(documents):
+        encoded = tokenizer(
+            batch, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        )
+        for ids in encoded["input_ids"]:
+            yield np.array([tokenizer.bos_token_id, *ids], dtype=np.int64)
+
+
 def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
-    """Encode ``documents`` in order, each behind its ``<|endoftext|>``."""
-    documents = list(documents)
-    pieces, lengths = [], []
-    for begin in range(0, len(documents), BATCH_OF_DOCUMENTS):
-        for ids in tokenizer(documents[begin : begin + BATCH_OF_DOCUMENTS], add_special_tokens=False)["input_ids"]:
-            pieces.append(np.array([tokenizer.bos_token_id, *ids], dtype=np.int32))
-            lengths.append(len(ids) + 1)
-    ids = np.concatenate(pieces)
-    starts = np.zeros(len(ids), dtype=bool)
-    starts[np.cumsum([0, *lengths[:-1]])] = True
-    return TokenStream(ids, starts, sum(len(document.encode()) for document in documents))
+    """Encode ``documents`` in order, in memory; ids are int32."""
+    meter = Meter()
+    pieces = [ids.astype(np.int32) for ids in encode(meter.through(documents), tokenizer)]
+    starts = np.zeros(sum(map(len, pieces)), dtype=bool)
+    starts[np.cumsum([0, *map(len, pieces[:-1])])] = True
+    return TokenStream(np.concatenate(pieces), starts, meter.contents().num_bytes)
 
 
 class PackedRows(Dataset):
@@ -65,11 +93,31 @@ class PackedRows(Dataset):
         return -(-(len(self.stream.ids) - 1) // self.sequence_length)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
         begin, length = index * self.sequence_length, self.sequence_length
-        window = torch.from_numpy(self.stream.ids[begin : begin + length + 1].astype(np.int64))
-        starts = torch.from_numpy(self.stream.starts[begin : begin + length].astype(bool))
-        return {
-            "input_ids": F.pad(window[:length], (0, length - len(window[:length]))),
-            "labels": F.pad(window, (0, length + 1 - len(window)), value=-100),
-            "starts": F.pad(starts, (0, length - len(starts))),
-        }
+        return make_row(self.stream.ids[begin : begin + length + 1], self.stream.starts[begin : begin + length], length)
+
+
+def make_row(ids: np.ndarray, starts: np.ndarray, length: int) -> dict[str, Tensor]:
+    """A row of ``length`` tokens from at most ``length + 1`` ids and their starts; see :class:`PackedRows`."""
+    window = torch.from_numpy(ids.astype(np.int64))
+    begins = torch.from_numpy(starts[:length].astype(bool))
+    return {
+        "input_ids": F.pad(window[:length], (0, length - len(window[:length]))),
+        "labels": F.pad(window, (0, length + 1 - len(window)), value=-100),
+        "starts": F.pad(begins, (0, length - len(begins))),
+    }
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """``documents`` in lists, bounded in number and characters but for a single long one."""
+    batch, num_characters = [], 0
+    for document in documents:
+        batch.append(document)
+        num_characters += len(document)
+        if len(batch) == BATCH_OF_DOCUMENTS or num_characters >= BATCH_OF_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch

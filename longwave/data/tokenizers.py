@@ -1,44 +1,90 @@
-"""Tokenizers, all of them lossless on any text, all of them transformers tokenizers."""
+"""Tokenizers, all of them transformers tokenizers.
+
+``byte``, ``bpe``, and on text that they know ``char`` and ``word``, give any text back as it was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from longwave.data.pretrained import END_OF_TEXT, load_file, load_folder, load_sentencepiece, wrap
 
-#: Begins every document; the prediction of it is the prediction that a document ends.
-END_OF_TEXT = "<|endoftext|>"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.models import Model
+    from transformers import PreTrainedTokenizerBase
+
+UNKNOWN = "<|unknown|>"
 SMALLEST_BPE = 257
+LARGEST_WORD = 65536  # ids fit 16 bits
+SENTENCEPIECE = "sentencepiece:"
+LEGAL = (
+    f"byte, char, word, bpe:SIZE with SIZE at least {SMALLEST_BPE}, {SENTENCEPIECE}FILE, or the path of a "
+    "tokenizer.json file or of a tokenizer's folder"
+)
+#: A word or a punctuation mark, with the one space before it, or other white space.
+WORD = r" ?\w+| ?[^\w\s]|\s+(?!\S)|\s"
 
 
 def vocabulary_size(kind: str) -> int:
-    """Tokens of a tokenizer of this kind, at most (a small text can leave BPE with fewer).
+    """Tokens of a tokenizer of this kind, as far as its name tells.
+
+    An upper limit for ``byte``, ``bpe:SIZE`` and ``word``; for other kinds, whose size the text or a file decides,
+    a number to calculate with.
 
     Raises:
-        ValueError: unknown kind, or SIZE below 257.
+        ValueError: unknown kind, SIZE below 257, or a file that is not there.
     """
-    name, _, size = kind.partition(":")
-    if kind == "byte":
+    name, _, rest = kind.partition(":")
+    if kind in ("byte", "char"):
         return SMALLEST_BPE
-    if name == "bpe" and size.isdigit() and int(size) >= SMALLEST_BPE:
-        return int(size)
-    raise ValueError(f"unknown tokenizer {kind!r}; legal: byte, bpe:SIZE with SIZE at least {SMALLEST_BPE}")
+    if name == "bpe" and rest.isascii() and rest.isdigit() and int(rest) >= SMALLEST_BPE:
+        return int(rest)
+    if kind.startswith(SENTENCEPIECE) and rest:
+        if not Path(rest).is_file():
+            raise ValueError(f"{rest}: no such file, for tokenizer {kind!r}")
+        return LARGEST_WORD
+    if kind == "word" or (kind.endswith(".json") and Path(kind).is_file()) or (kind and Path(kind).is_dir()):
+        return LARGEST_WORD
+    raise ValueError(f"unknown tokenizer {kind!r}; legal: {LEGAL}")
 
 
-def build_tokenizer(kind: str, documents: Sequence[str]) -> PreTrainedTokenizerFast:
-    """``"byte"`` (256 bytes), or ``"bpe:SIZE"``: byte-level BPE trained on ``documents``.
+def build_tokenizer(kind: str, documents: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer that has a token for the beginning and end of a document and pads on the left.
 
-    Both have the one special token ``<|endoftext|>``, id 0, counted in SIZE.
+    - ``byte``: 256 bytes. ``bpe:SIZE``: byte-level pairs, learned from ``documents``.
+    - ``char``: the characters of ``documents``. ``word``: their words and punctuation marks, each with the one space
+      before it, and runs of other white space; the most frequent ones, 65,536 tokens in all. What ``documents``
+      lack becomes ``<|unknown|>``, so a score in bits per byte is not that of the text where it occurs.
+    - ``sentencepiece:FILE``: unigram or BPE pieces of a ``.model`` file. It may normalise text.
+    - the path of a ``tokenizer.json``, or of a folder that transformers loads (remote code is not run).
+
+    ``<|endoftext|>`` is both tokens, id 0 and counted in SIZE for the kinds built here; a sentencepiece model and
+    a folder keep their own, and one stands for both where the other is missing. Text that spells such a token is
+    ordinary text.
 
     Raises:
-        ValueError: unknown kind, or SIZE below 257.
+        ValueError: unknown kind, SIZE below 257, or a file that cannot be loaded.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     size = vocabulary_size(kind)
+    if kind.startswith(SENTENCEPIECE):
+        return load_sentencepiece(kind.removeprefix(SENTENCEPIECE))
+    if kind == "char":
+        return wrap(_characters(documents), unk_token=UNKNOWN)
+    if kind == "word":
+        return wrap(_words(documents), unk_token=UNKNOWN)
+    if kind == "byte":
+        return wrap(_byte_pairs([], SMALLEST_BPE))
+    if kind.startswith("bpe:"):
+        return wrap(_byte_pairs(documents, size))
+    return load_folder(kind) if Path(kind).is_dir() else load_file(kind)
+
+
+def _byte_pairs(documents: Iterable[str], size: int) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,11 +95,36 @@ def build_tokenizer(kind: str, documents: Sequence[str]) -> PreTrainedTokenizerF
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents if size > SMALLEST_BPE else [], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
+    return tokenizer
+
+
+def _characters(documents: Iterable[str]) -> Tokenizer:
+    from tokenizers import models
+
+    found: set[str] = set()
+    for document in documents:
+        found.update(document)
+    tokens = [END_OF_TEXT, UNKNOWN, *sorted(found)]
+    model = models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN)
+    return _split_at(r"[\s\S]", model)
+
+
+def _words(documents: Iterable[str]) -> Tokenizer:
+    from tokenizers import models, trainers
+
+    tokenizer = _split_at(WORD, models.WordLevel(unk_token=UNKNOWN))
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=LARGEST_WORD, special_tokens=[END_OF_TEXT, UNKNOWN], show_progress=False
     )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
+
+
+def _split_at(pattern: str, model: Model) -> Tokenizer:
+    """A tokenizer whose tokens are the matches of ``pattern``."""
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ class LikelihoodScore:
     @property
     def perplexity(self) -> float:
         """exp(nats per token): comparable between models of one tokenizer only."""
-        return math.exp(self.nats / self.num_tokens)
+        mean = self.nats / self.num_tokens
+        return math.exp(mean) if mean < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -52,7 +54,12 @@ def score(
 
     Every token is weighted alike, the short last row included. ``progress`` is called with rows done and
     rows in all.
+
+    Raises:
+        ValueError: the model cannot keep the documents of a row apart.
     """
+    if "starts" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"{type(model).__name__} does not keep documents apart (no argument `starts`)")
     rows = PackedRows(stream, sequence_length)
     device = next(model.parameters()).device
     training, nats, counted, done = model.training, 0.0, 0, 0

@@ -70,6 +70,8 @@ class TokenMixer(nn.Module, ABC):
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be at least 1, got {num_heads}")
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
         self.hidden_size = hidden_size
@@ -128,13 +130,13 @@ class TokenMixer(nn.Module, ABC):
 
 def select(state: State, rows: Tensor | Sequence[int]) -> State:
     """The batch rows ``rows`` of a state, copied, in that order; a row may occur more than once."""
-    index = torch.as_tensor(rows, dtype=torch.int64, device=state[0].device)
+    index = _row_index(rows, state)
     return type(state)(*(tensor.index_select(0, index) for tensor in state))
 
 
 def put(state: State, rows: Tensor | Sequence[int], part: State) -> State:
     """A copy of ``state`` whose batch rows ``rows`` are those of ``part``; sizes grow to the larger."""
-    index = torch.as_tensor(rows, dtype=torch.int64, device=state[0].device)
+    index = _row_index(rows, state)
     return type(state)(*(whole.index_copy(0, index, new.to(whole)) for whole, new in map(_same_size, state, part)))
 
 
@@ -235,6 +237,11 @@ def collecting() -> Iterator[dict[str, list[Tensor]]]:
         yield _collected
     finally:
         _collected = before
+
+
+def _row_index(rows: Tensor | Sequence[int], state: State) -> Tensor:
+    index = torch.as_tensor(rows, device=state[0].device)
+    return index.nonzero().flatten() if index.dtype == torch.bool else index.to(torch.int64)
 
 
 def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from longwave.ops import BlockSums, Ring, block_means, elu_plus_one, linear_atte
 
 INITIALIZER_STD = 0.02
 EPS = 1e-6
+MOST_LEVELS = 30
 
 
 class HaleState(NamedTuple):
@@ -140,9 +141,10 @@ class Hale(TokenMixer):
         cache: Literal["exact", "published"] = "exact",
     ) -> None:
         super().__init__(hidden_size, num_heads)
-        if window < 1 or num_levels < 0 or chunk_size < 1:
+        if window < 1 or not 0 <= num_levels <= MOST_LEVELS or chunk_size < 1:
             raise ValueError(
-                f"hale needs window >= 1, num_levels >= 0 and chunk_size >= 1; got {window}, {num_levels}, {chunk_size}"
+                f"hale needs window >= 1, {MOST_LEVELS} >= num_levels >= 0 and chunk_size >= 1; "
+                f"got {window}, {num_levels}, {chunk_size}"
             )
         if gate != "learned" and not (isinstance(gate, int | float) and 0 <= gate <= 1):
             raise ValueError(f"hale: gate must be 'learned' or a number in [0, 1], got {gate!r}")
@@ -303,7 +305,8 @@ class Hale(TokenMixer):
             memory = memory + torch.where(completed, update, 0.0)
         else:
             memory = read
-        out = torch.einsum("bhd,bmhde->bmhe", elu_plus_one(q).to(memory.dtype), read)
+        with torch.autocast(x.device.type, enabled=False):
+            out = torch.einsum("bhd,bmhde->bmhe", elu_plus_one(q).to(memory.dtype), read)
         streams = (out[..., :-1] / out[..., -1:].clamp(min=EPS)).to(x.dtype)
         y = self._combine(x[:, None], local[:, None], streams[:, None])
         return y[:, 0], HaleState(memory, blocks, ring, tokens + 1)

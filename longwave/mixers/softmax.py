@@ -66,6 +66,8 @@ class Softmax(TokenMixer):
             raise ValueError(f"softmax: num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
         if window is not None and window < 1:
             raise ValueError(f"softmax: window must be at least 1, got {window}")
+        if rotary_base is not None and rotary_base <= 0:
+            raise ValueError(f"softmax: rotary_base must be above 0, got {rotary_base}")
         if rotary_base is not None and self.head_dim % 2:
             raise ValueError(f"softmax: rotary positions need an even head width, got {self.head_dim}")
         self.window, self.rotary_base = window, rotary_base
@@ -156,7 +158,7 @@ class Softmax(TokenMixer):
         slots = torch.where(offsets == offsets[:, -1:], positions, rows.shape[1])
         batch = torch.arange(batch_size, device=k.device)[:, None]
         new = torch.stack([k, v], dim=2).to(rows.dtype)
-        rows = F.pad(rows, (0, 0) * 3 + (0, 1)).index_put((batch, slots), new)[:, :-1]
+        rows = F.pad(rows, (0, 0) * 3 + (0, 1)).index_put((batch, slots), new)[:, :-1].contiguous()
         return SoftmaxState(rows, tokens)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from longwave.mixers.base import State, concatenate, configuration_hash, nbytes, select
+from longwave.mixers.base import State, concatenate, configuration_hash, fork, nbytes, select
 from longwave.model.configuration import LongwaveConfig
 from longwave.model.memory import Stream, batch_order
 
@@ -38,6 +38,12 @@ class MixerCacheLayer(CacheLayerMixin):
         super().__init__()
         self.state: State | None = None
         self.seen = 0
+
+    def __deepcopy__(self, memo: dict) -> MixerCacheLayer:
+        copied = type(self)()
+        if self.state is not None:
+            copied.put(fork(self.state), self.seen)
+        return copied
 
     def put(self, state: State, num_tokens: int) -> None:
         """Replace the state after ``num_tokens`` more positions."""
@@ -114,10 +120,13 @@ class LongwaveCache(Cache):
     def detach(self) -> None:
         """Cut the states off from the graph that made them."""
         for layer in self.layers:
-            layer.state = type(layer.state)(*(tensor.detach() for tensor in layer.state))
+            if layer.state is not None:
+                layer.state = type(layer.state)(*(tensor.detach() for tensor in layer.state))
 
     def save(self, path: str | Path, config: LongwaveConfig) -> None:
         """Write the states as one safetensors file, for :meth:`load` to continue from."""
+        if self.tokens is None:
+            raise ValueError("the cache has read nothing yet: there is no state to save")
         tensors = {
             f"{index}.{name}": tensor.clone(memory_format=torch.contiguous_format)
             for index, layer in enumerate(self.layers)

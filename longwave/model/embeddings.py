@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from longwave.model.configuration import LongwaveConfig
-from longwave.modules import sinusoidal_table
+from longwave.modules import sinusoidal
 
 
 class Embeddings(nn.Module):
@@ -33,7 +33,5 @@ class Embeddings(nn.Module):
                 raise ValueError(f"a document of {longest} tokens exceeds the {limit} learned positions")
             hidden = hidden + self.positions(positions)
         elif self.kind == "sinusoidal":
-            length = 1 << int(positions.max()).bit_length()
-            table = sinusoidal_table(length, hidden.shape[-1])
-            hidden = hidden + table.to(hidden)[positions]
+            hidden = hidden + sinusoidal(positions, hidden.shape[-1]).to(hidden.dtype)
         return self.dropout(hidden)

@@ -30,10 +30,10 @@ def requested_memory(mixers: Iterable[TokenMixer]) -> MemoryRows | None:
     Raises:
         ValueError: two mixers ask for different ones.
     """
-    requests = {type(mixer).__name__: mixer.declaration().memory_rows for mixer in mixers}
-    wanted = {request for request in requests.values()}
+    requests = {(type(mixer).__name__, mixer.declaration().memory_rows) for mixer in mixers}
+    wanted = {rows for _, rows in requests}
     if len(wanted) > 1:
-        raise ValueError(f"all mixers of a model must ask for the same memory rows; got {requests}")
+        raise ValueError(f"all mixers of a model must ask for the same memory rows; got {sorted(requests, key=str)}")
     return wanted.pop() if wanted else None
 
 

@@ -67,8 +67,9 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        return_dict: bool | None = True,
+        return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits, and the mean cross-entropy of ``labels`` (shifted inside, -100 ignored) if given.
 
@@ -81,6 +82,10 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if output_attentions:
+            raise ValueError("not every mixer has attention maps; longwave.mixers.base.collecting shows what there is")
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError("the loss needs all logits: give labels or logits_to_keep, not both")
         embeds = self.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache, starts = self._prepare(embeds, attention_mask, past_key_values, starts, use_cache)
         streams, positions = self._streams(embeds, starts, cache)
@@ -108,7 +113,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values=cache,
             hidden_states=tuple(residual) if output_hidden_states else None,
         )
-        return output if return_dict else output.to_tuple()
+        return output.to_tuple() if return_dict is False else output
 
     def _prepare(
         self,
@@ -129,6 +134,8 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = self.config.use_cache and not self.training and not padded
         if cache is None and use_cache:
             cache = LongwaveCache(self.config)
+        if cache is not None and cache.tokens is not None and len(cache.tokens) != len(embeds):
+            raise ValueError(f"the cache holds {len(cache.tokens)} sequences, the input {len(embeds)}")
         if padded and cache is not None:
             raise ValueError("the state after right padding is not the state after the text; pad on the left")
         return cache, starts
@@ -177,8 +184,9 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             "AutoConfig": f"{SHIM}.LongwaveConfig",
             "AutoModelForCausalLM": f"{SHIM}.LongwaveForCausalLM",
         }
-        super().save_pretrained(save_directory, **kwargs)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
         (Path(save_directory) / f"{SHIM}.py").write_text(SHIM_TEXT)
+        super().save_pretrained(save_directory, **kwargs)
 
 
 def starts_of_mask(mask: Tensor, num_seen: int, num_new: int) -> tuple[Tensor | None, bool]:

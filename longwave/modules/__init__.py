@@ -2,7 +2,7 @@
 
 from longwave.modules.feed_forward import FEED_FORWARDS, feed_forward
 from longwave.modules.norms import NORMS, norm
-from longwave.modules.positions import apply_rotary, rotary_angles, sinusoidal_table
+from longwave.modules.positions import apply_rotary, rotary_angles, sinusoidal
 
 __all__ = [
     "FEED_FORWARDS",
@@ -11,5 +11,5 @@ __all__ = [
     "feed_forward",
     "norm",
     "rotary_angles",
-    "sinusoidal_table",
+    "sinusoidal",
 ]

@@ -1,15 +1,13 @@
 """Rotary and sinusoidal positions.
 
-Tables are functions of their arguments, remembered by :func:`functools.lru_cache`; no module holds one, so
-no loader can leave one uninitialised.
+Functions of their arguments: no module holds a table, so no loader can leave one uninitialised.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 
@@ -37,9 +35,8 @@ def apply_rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
 
-@lru_cache(maxsize=8)
-def sinusoidal_table(length: int, hidden_size: int) -> Tensor:
-    """`[length, hidden_size]` float32: sin and cos of p 10000^(-2c / D) interleaved, c < D / 2.
+def sinusoidal(positions: Tensor, hidden_size: int) -> Tensor:
+    """`[..., hidden_size]` float32: sin and cos of p 10000^(-2c / D) interleaved, c < D / 2.
 
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
 
@@ -48,7 +45,7 @@ def sinusoidal_table(length: int, hidden_size: int) -> Tensor:
     """
     if hidden_size % 2:
         raise ValueError(f"sinusoidal positions need an even hidden_size, got {hidden_size}")
-    exponents = torch.arange(0, hidden_size, 2).float()
-    frequencies = torch.exp(exponents * (-torch.log(torch.tensor(10000.0)) / hidden_size))
-    angles = torch.arange(length).float()[:, None] * frequencies
-    return rearrange([angles.sin(), angles.cos()], "two p c -> p (c two)")
+    exponents = torch.arange(0, hidden_size, 2, device=positions.device).float()
+    frequencies = torch.exp(exponents * (-math.log(10000.0) / hidden_size))
+    angles = positions[..., None].float() * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -62,7 +62,8 @@ def linear_attention(
         initial_state = v.new_zeros(v.shape[0], *v.shape[2:4], k.shape[-1], v.shape[-1])
     if log_decay is not None:
         log_decay = log_decay.to(dtype).expand(q.shape[:3])
-    out, state = form(q, k, v, log_decay, initial_state.to(dtype), starts, chunk_size)
+    with torch.autocast(q.device.type, enabled=False):  # which would round states and normalisers
+        out, state = form(q, k, v, log_decay, initial_state.to(dtype), starts, chunk_size)
     if normalize:
         out = out[..., :-1] / out[..., -1:].clamp(min=eps)
     out = out.to(out_dtype)

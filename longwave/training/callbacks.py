@@ -92,6 +92,11 @@ class Validation(TrainerCallback):
         self.best, self.since_best = math.inf, 0
 
     @property
+    def exhausted(self) -> bool:
+        """Whether ``patience`` scores have passed without a better one."""
+        return self.settings.patience is not None and self.since_best >= self.settings.patience
+
+    @property
     def best_weights(self) -> Path:
         """The best-scored weights, if ``keep_best``."""
         return self.output / "best.safetensors"
@@ -103,9 +108,10 @@ class Validation(TrainerCallback):
                 self._remember(record["bits_per_byte"])
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Score, if this is the step for it."""
+        """Score, if this is the step for it; the metrics' clock stands still meanwhile."""
         if not self.settings.every_steps or state.global_step % self.settings.every_steps:
             return
+        began_at = time.monotonic()
         result = self.score(model)
         better = self._remember(result.bits_per_byte)
         if state.is_world_process_zero:
@@ -117,8 +123,9 @@ class Validation(TrainerCallback):
                 line = {"step": state.global_step, "prompt": prompt, "text": self.sample(model, prompt)}
                 with (self.output / "samples.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if self.settings.patience is not None and self.since_best >= self.settings.patience:
+        if self.exhausted:
             control.should_training_stop = True
+        self.metrics.began_at += time.monotonic() - began_at
 
     def _remember(self, bits_per_byte: float) -> bool:
         better = bits_per_byte < self.best

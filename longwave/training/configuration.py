@@ -16,7 +16,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
-from longwave.data.tokenizers import vocabulary_size
+from longwave.data import DataSection, vocabulary_size
 from longwave.model import LongwaveConfig, LongwaveForCausalLM
 
 SET_BY_TOKENIZER = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
@@ -29,20 +29,6 @@ class Section(BaseModel):
     """A part of a run file: unknown keys are refused; a number written as text is that number."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class DataSection(Section):
-    """Text.
-
-    Attributes:
-        train: ``embedded``, or the path of a text file.
-        validation: likewise; ``null`` sets every 20th document (the last 20th of a lone one) of ``train`` aside.
-        sequence_length: tokens of a row.
-    """
-
-    train: str = "embedded"
-    validation: str | None = None
-    sequence_length: int = Field(256, ge=2)
 
 
 class TrainingSection(Section):
@@ -132,6 +118,13 @@ class EvaluationSection(Section):
     patience: int | None = Field(None, ge=1)
     keep_best: bool = False
     samples: list[str] = []
+
+    @model_validator(mode="after")
+    def _scores_to_act_on(self) -> EvaluationSection:
+        wanted = [name for name in ("patience", "keep_best", "samples") if getattr(self, name)]
+        if wanted and not self.every_steps:
+            raise ValueError(f"{wanted[0]} needs scores during training: set every_steps")
+        return self
 
 
 def _model_section() -> type[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import Any
 
 from torch import nn
@@ -43,7 +44,7 @@ class MuonWithAdamW(Optimizer):
     def _adopt(self) -> None:
         """Share the parts' groups and states, which schedulers and the Trainer reach through this object."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
-        self.state = {key: value for part in self.parts for key, value in part.state.items()}
+        self.state = ChainMap(*(part.state for part in self.parts))
 
 
 def build_optimizer(model: nn.Module, kind: str, *, weight_decay: float, betas: tuple[float, float]) -> Optimizer:
@@ -57,6 +58,9 @@ def build_optimizer(model: nn.Module, kind: str, *, weight_decay: float, betas: 
         if isinstance(module, TokenMixer)
         for name, parameter in module.named_parameters()
     }
+    for module in model.modules():
+        if isinstance(module, TokenMixer):
+            _check_options(module)
     body = {id(p) for block in getattr(model, "blocks", []) for p in block.parameters()}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
@@ -77,3 +81,13 @@ def build_optimizer(model: nn.Module, kind: str, *, weight_decay: float, betas: 
     if kind == "muon" and any(is_matrix for is_matrix, _, _ in groups):
         return MuonWithAdamW(chosen(matrices=True), chosen(matrices=False), betas)
     return AdamW(chosen(matrices=None), betas=betas)
+
+
+def _check_options(mixer: TokenMixer) -> None:
+    names = dict(mixer.named_parameters())
+    for name, wishes in mixer.parameter_options().items():
+        if name not in names or set(wishes) - {"weight_decay", "rate"}:
+            raise ValueError(
+                f"{type(mixer).__name__}.parameter_options: {name!r}: {dict(wishes)!r}; "
+                f"legal: a parameter's name to weight_decay or rate"
+            )

@@ -82,7 +82,7 @@ def forecast(run: Run, model: LongwaveForCausalLM, row: dict[str, torch.Tensor],
     return (
         f"{size:,} parameters ({body_parameters(model):,} outside the embedding, {16 * size / 2**20:,.0f} MiB with "
         f"gradients and optimizer), {run.training.tokens:,} tokens in {total_steps:,} steps, "
-        f"at most {minutes:,.1f} minutes"
+        f"about {minutes:,.1f} minutes"
     )
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging
 
-from longwave.data import PackedRows, TokenStream, build_tokenizer, read_corpus, tokenize
+from longwave.data import Data, preparation
 from longwave.evaluation import score
 from longwave.model import LongwaveForCausalLM
 from longwave.training.callbacks import JsonLines, ProgressBar, StopBeforeNonFinite, Validation, replace_text
@@ -29,16 +29,6 @@ from longwave.training.records import Record, forecast, make_record
 from longwave.training.trainer import RunTrainer
 
 SAMPLE_TOKENS = 80
-
-
-@dataclass(frozen=True)
-class Data:
-    """The texts of a run, tokenized."""
-
-    tokenizer: PreTrainedTokenizerFast
-    train: PackedRows
-    valid: TokenStream
-    sha256: str
 
 
 def train(
@@ -76,21 +66,25 @@ def train(
     identity = hashlib.sha256(f"{_dump(run)}{data.sha256}".encode()).hexdigest()
     trainer = RunTrainer(run, identity, model, data.train, output, total_steps, callbacks)
     if trainer.is_world_process_zero():
-        console.print(forecast(run, model, data.train[0], total_steps))
+        console.print(forecast(run, model, next(iter(data.train)), total_steps))
         output.mkdir(parents=True, exist_ok=True)
         replace_text(output / "run.yaml", _dump(run))
 
     checkpoint = _checkpoint(trainer, output, identity, console) if resume else None
     step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     validation.begin_at(metrics.begin_at(step, rewrite=trainer.is_world_process_zero()))
-    with progress.bar, _no_bars():
-        trainer.train() if checkpoint is None else trainer.resume(checkpoint)
+    if checkpoint is not None and (step >= total_steps or validation.exhausted):
+        load_model(model, str(checkpoint / "model.safetensors"))  # killed between its last step and its record
+    else:
+        with progress.bar, _no_bars():
+            trainer.train() if checkpoint is None else trainer.resume(checkpoint)
+        step = trainer.state.global_step
     seconds = metrics.seconds
     if run.evaluation.keep_best and validation.best_weights.exists():
         load_model(model, str(validation.best_weights))
 
     result = evaluate(model)
-    record = make_record(run, model, data.sha256, trainer.state.global_step * tokens_per_step, seconds, result)
+    record = make_record(run, model, data.sha256, step * tokens_per_step, seconds, result)
     if trainer.is_world_process_zero():
         with _no_bars():
             model.save_pretrained(output)
@@ -100,19 +94,8 @@ def train(
 
 
 def prepare_data(run: Run) -> Data:
-    """Read, split and tokenize the texts; a ``bpe`` tokenizer is trained on the training text.
-
-    Raises:
-        ValueError: a text cannot be read or is too short.
-    """
-    train_text = read_corpus(run.data.train)
-    if run.data.validation is None:
-        train_text, valid_text = train_text.split()
-    else:
-        valid_text = read_corpus(run.data.validation)
-    tokenizer = build_tokenizer(run.tokenizer, train_text.documents)
-    rows = PackedRows(tokenize(train_text.documents, tokenizer), run.data.sequence_length)
-    return Data(tokenizer, rows, tokenize(valid_text.documents, tokenizer), train_text.sha256())
+    """Read, split and tokenize the texts of a run; see :func:`longwave.data.prepare_data`."""
+    return preparation.prepare_data(run.data, run.tokenizer, run.training.seed)
 
 
 def _check_directory(run: Run, output: Path, resume: bool) -> None:

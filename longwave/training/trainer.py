@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from longwave.data import PackedRows
 from longwave.model import LongwaveCache, LongwaveForCausalLM
 from longwave.training.checkpoints import rotate, seal
 from longwave.training.configuration import Run, TrainingSection
@@ -65,7 +67,14 @@ class RunTrainer(Trainer):
         settings = run.training
         arguments = _arguments(run, output, total_steps)
         if settings.carry_state:
+            if not isinstance(train_dataset, PackedRows):
+                raise ValueError("training.carry_state reads one stored source in order; not a mix, and not streaming")
             train_dataset = Lanes(train_dataset, arguments.per_device_train_batch_size * arguments.world_size)
+        elif isinstance(train_dataset, Sized) and len(train_dataset) < settings.batch_size:
+            raise ValueError(
+                f"the training text has {len(train_dataset)} rows of {run.data.sequence_length} tokens, fewer than "
+                f"training.batch_size {settings.batch_size}"
+            )
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = build_optimizer(model, settings.optimizer, weight_decay=settings.weight_decay, betas=settings.betas)
@@ -139,6 +148,7 @@ def _arguments(run: Run, output: Path, total_steps: int) -> TrainingArguments:
         report_to=["tensorboard"] if settings.tensorboard else [],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available() and settings.device != "cpu",
+        dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
     )
     parts = arguments.world_size * settings.accumulation

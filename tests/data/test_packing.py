@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longwave.data import PackedRows, TokenStream, build_tokenizer, tokenize
+from longwave.data.packing import DocumentStarts
 
 TOKENIZER = build_tokenizer("byte", [])
 
@@ -96,6 +97,34 @@ def test_many_documents_stay_in_order():
     tokens = tokenize(iter(documents), TOKENIZER)
     assert TOKENIZER.decode(tokens.ids[tokens.ids != 0]) == "".join(documents)
     assert int(tokens.starts.sum()) == 600
+
+
+def test_long_documents_stay_in_order(monkeypatch):
+    monkeypatch.setattr("longwave.data.packing.BATCH_OF_CHARACTERS", 10)
+    documents = [f"{index} " * index for index in range(20)]
+    assert TOKENIZER.decode(tokenize(documents, TOKENIZER).ids).split("<|endoftext|>")[1:] == documents
+
+
+def test_text_that_spells_the_end_of_a_document_ends_none():
+    assert tokenize(["a<|endoftext|>b"], TOKENIZER).ids.tolist().count(0) == 1
+
+
+def test_the_rows_come_to_an_end():
+    assert len(list(PackedRows(stream(10), 4))) == 3
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    starts=st.lists(st.booleans(), min_size=1, max_size=30),
+    begin=st.integers(0, 35),
+    length=st.integers(0, 35),
+)
+def test_starts_by_offset_are_those_by_token(starts, begin, length):
+    starts = np.array(starts)
+    lazy = DocumentStarts(np.flatnonzero(starts).astype(np.uint64), len(starts))
+    assert lazy[begin : begin + length].tolist() == starts[begin : begin + length].tolist()
+    assert np.array_equal(np.asarray(lazy), starts)
+    assert len(lazy) == len(starts)
 
 
 def test_a_row_needs_a_token():

@@ -14,7 +14,7 @@ from longwave.compat.hale_training import (
     published_warmup_cosine,
     warmup_cosine,
 )
-from longwave.modules import sinusoidal_table
+from longwave.modules import sinusoidal
 from tests.golden.core import Answers, Golden, Kind, prefixed
 
 
@@ -118,7 +118,7 @@ def bpe(golden: Golden) -> Answers:
 
 def positions(golden: Golden) -> Answers:
     """The table of sinusoidal positions."""
-    return {"out.table": sinusoidal_table(golden.config["length"], golden.config["d_model"])}
+    return {"out.table": sinusoidal(torch.arange(golden.config["length"]), golden.config["d_model"])}
 
 
 TEXT_KINDS = {

@@ -36,5 +36,6 @@ def test_gradient_is_the_value_capped_at_one(x):
     torch.testing.assert_close(point.grad, value.detach().clamp(max=1), rtol=1e-14, atol=0)
 
 
-def test_dtype_is_kept():
-    assert elu_plus_one(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+def test_features_are_float32_or_wider():
+    assert elu_plus_one(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert elu_plus_one(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64

@@ -159,7 +159,7 @@ class TestComplaints:
             ("training", "schedule", "step", "'cosine', 'linear' or 'constant', got 'step'"),
             ("training", "betas", [0.9], r"got \[0.9\]"),
             ("training", "clip", "no", "valid number.*got 'no'"),
-            ("data", "train", 5, "valid string, got 5"),
+            ("data", "train", 5, r"expected a source, or a list of \{source: ..., weight: ...\}, got 5"),
             ("data", "sequence_length", None, "valid integer, got None"),
             ("model", "hidden_size", "wide", "valid integer.*got 'wide'"),
             ("model", "scale_embedding", "perhaps", "valid boolean.*got 'perhaps'"),
@@ -188,7 +188,8 @@ class TestComplaints:
 
     def test_an_unknown_tokenizer_comes_with_the_legal_ones(self, complaints):
         (sentence,) = complaints({**TINY, "tokenizer": "bpe:12"})
-        assert sentence == "tokenizer: unknown tokenizer 'bpe:12'; legal: byte, bpe:SIZE with SIZE at least 257"
+        assert sentence.startswith("tokenizer: unknown tokenizer 'bpe:12'; legal: byte, ")
+        assert "bpe:SIZE with SIZE at least 257" in sentence
 
     def test_all_complaints_come_at_once(self, complaints):
         found = complaints(
@@ -196,7 +197,7 @@ class TestComplaints:
                 "model": {"hidden_size": "wide", "mixers": 1},
                 "data": {"sequence_length": 0},
                 "training": {"batch_size": 0, "sead": 1},
-                "tokenizer": "word",
+                "tokenizer": "wrd",
                 "nonsense": 1,
             }
         )

@@ -117,3 +117,24 @@ def test_carried_states_are_those_of_the_text_so_far(run, tmp_path, monkeypatch)
     starts = torch.cat([kwargs["starts"] for kwargs, _ in seen], dim=1)
     whole = model(ids, starts=starts, use_cache=False).logits
     torch.testing.assert_close(torch.cat([logits for _, logits in seen], dim=1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_killed_before_its_record_trains_no_further(run, tmp_path):
+    first = train(run(), tmp_path / "out")
+    for name in ("record.json", "model.safetensors", "config.json"):
+        (tmp_path / "out" / name).unlink()
+    again = train(run(), tmp_path / "out", resume=True)
+    assert (again.tokens, again.bits_per_byte) == (first.tokens, first.bits_per_byte)
+
+
+def test_a_run_that_stopped_early_stays_stopped(run, tmp_path):
+    still = ["training.learning_rate=1e-12", "training.minimum_learning_rate=0.0", "evaluation.every_steps=2"]
+    first = train(run(*still, "evaluation.patience=1"), tmp_path / "out")
+    assert first.tokens < 2048
+    (tmp_path / "out" / "record.json").unlink()
+    assert train(run(*still, "evaluation.patience=1"), tmp_path / "out", resume=True).tokens == first.tokens
+
+
+def test_states_are_carried_through_one_stored_source_only(run, tmp_path):
+    with pytest.raises(ValueError, match="reads one stored source in order"):
+        train(run("training.carry_state=true", "data.streaming=true"), tmp_path / "out")

@@ -1,0 +1,84 @@
+"""Where a Hugging Face model works: the stock Trainer, PEFT, copies of caches, autocast."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from longwave.data import PackedRows, build_tokenizer, tokenize
+from longwave.mixers.base import select
+from longwave.model.cache import TextState
+from longwave.ops import elu_plus_one, linear_attention
+from tests.model.test_modeling import make
+
+IDS = torch.randint(1, 31, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def test_the_stock_trainer_trains_and_evaluates(tmp_path):
+    tokenizer = build_tokenizer("byte", [])
+    rows = PackedRows(tokenize(["some text, and more of it. " * 8], tokenizer), 16)
+    model = make("hale")
+    model.resize_token_embeddings(len(tokenizer))
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model=model.float(), args=arguments, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own call
+@pytest.mark.parametrize("kind", ["hale", "strong softmax"])
+def test_peft_adapts_the_projections(kind):
+    model = get_peft_model(make(kind), LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    moved = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert moved
+    assert all("lora_" in name for name in moved)
+    assert model.generate(input_ids=IDS, max_new_tokens=3, pad_token_id=0).shape == (2, 12)
+
+
+def test_a_cache_can_be_copied_with_its_graph_alive():
+    model = make("hale")
+    cache = model(IDS, use_cache=True).past_key_values
+    kept = copy.deepcopy(cache)
+    expected = model(IDS, past_key_values=cache).logits
+    torch.testing.assert_close(model(IDS, past_key_values=kept).logits, expected)
+
+
+def test_rows_of_a_state_can_be_chosen_by_a_mask():
+    state = TextState(torch.tensor([5, 6, 7]))
+    assert select(state, torch.tensor([True, False, True])).tokens.tolist() == [5, 7]
+
+
+def test_autocast_does_not_round_the_sums():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2048, *s, 16, generator=generator).bfloat16() for s in ((2,), (1, 2), (1, 2)))
+    q, k = elu_plus_one(q), elu_plus_one(k)
+    plain = linear_attention(q, k, v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_attention(q, k, v), plain)
+
+
+def test_what_cannot_be_given_is_refused():
+    model = make("hale")
+    with pytest.raises(ValueError, match="give labels or logits_to_keep, not both"):
+        model(IDS, labels=IDS, logits_to_keep=3)
+    with pytest.raises(ValueError, match="attention maps"):
+        model(IDS, output_attentions=True)
+    with pytest.raises(ValueError, match="the cache holds 2 sequences, the input 1"):
+        model(IDS[:1], past_key_values=model(IDS, use_cache=True).past_key_values)
+    with pytest.raises(ValueError, match="same memory rows"):
+        make(
+            "memory rows",
+            mixer_types=["tests.toys:Summaries", "tests.toys:Summaries@more"],
+            mixer_kwargs={"tests.toys:Summaries@more": {"count": 5}},
+        )
+
+
+def test_return_dict_is_the_default_and_can_be_turned_off():
+    model = make("hale")
+    assert torch.equal(model(IDS, return_dict=None).logits, model(IDS).logits)
+    assert isinstance(model(IDS, return_dict=False), tuple)

@@ -7,6 +7,7 @@ and exit code 2.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +64,10 @@ def train(
     _quiet_libraries()
     settings = load_run(run, overrides or [])
     output = output or Path("runs") / Path(run).stem
-    record = train_run(settings, output, resume=resume, console=Console(stderr=True))
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    record = train_run(settings, output, resume=resume, console=Console(stderr=True, quiet=not first))
+    if not first:
+        return
     if as_json:
         print(json.dumps(asdict(record)))
     else:

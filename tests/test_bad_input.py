@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -196,6 +199,16 @@ def test_a_bad_value_is_refused_by_name(refused, run_file, tmp_path, change, sen
     error = refused("train", run_file, "--output", tmp_path / "out", "--set", change)
     assert sentence in error
     assert error.splitlines()[-1].startswith(("longwave: ", str(run_file)))
+
+
+def test_a_full_disk_is_one_sentence_too(refused, run_file, tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(importlib.import_module("longwave.training.train"), "replace_text", full)
+    error = refused("train", run_file, "--output", tmp_path / "out")
+    assert error.splitlines()[-1].startswith("longwave: [Errno 28] No space left on device")
 
 
 @pytest.mark.parametrize(("text", "sentence"), FILES.items())

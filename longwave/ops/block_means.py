@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
-from longwave.ops.documents import document_positions
+from longwave.ops.documents import document_positions, expand_mask
 
 
 class BlockSums(NamedTuple):
@@ -57,7 +57,7 @@ def block_means(
     sums = form(rows, num_levels, positions, past)
     sizes = 2 ** torch.arange(1, num_levels + 1, device=x.device)
     counts = positions[..., None] % sizes + 1
-    means = sums / _expand(counts, sums).to(sums.dtype)
+    means = sums / expand_mask(counts, sums).to(sums.dtype)
     if not return_state:
         return means.to(x.dtype)
     return means.to(x.dtype), BlockSums(sums[:, -1], positions[:, -1] + 1)
@@ -70,7 +70,7 @@ def block_means_naive(x: Tensor, num_levels: int, positions: Tensor, past: Tenso
     outs = []
     for t in range(num_rows):
         begins = positions[:, t, None] % (2 ** torch.arange(1, num_levels + 1, device=x.device)) == 0
-        sums = torch.where(_expand(begins, sums), 0.0, sums) + x[:, t, None]
+        sums = torch.where(expand_mask(begins, sums), 0.0, sums) + x[:, t, None]
         outs.append(sums)
     return torch.stack(outs, dim=1)
 
@@ -86,7 +86,7 @@ def block_means_torch(x: Tensor, num_levels: int, positions: Tensor, past: Tenso
         joins = (positions % (2 * half) >= half) & (partner >= 0)
         # A row that joins nothing reads itself and adds nothing.
         partner = torch.where(joins, partner, rows)
-        level = level + _expand(joins, level).to(x.dtype) * level[batch, partner]
+        level = level + expand_mask(joins, level).to(x.dtype) * level[batch, partner]
         levels.append(level[:, :, None])
     sums = torch.cat(levels, dim=2)
     if past is None:
@@ -94,8 +94,4 @@ def block_means_torch(x: Tensor, num_levels: int, positions: Tensor, past: Tenso
     # Rows whose block began before this piece carry the sum that the state holds of it.
     sizes = 2 ** torch.arange(1, num_levels + 1, device=x.device)
     continues = positions[..., None] % sizes > rows[:, None]
-    return sums + _expand(continues, sums).to(x.dtype) * past[:, None]
-
-
-def _expand(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *[1] * (like.dim() - mask.dim()))
+    return sums + expand_mask(continues, sums).to(x.dtype) * past[:, None]

@@ -58,7 +58,7 @@ class Ring(NamedTuple):
         tokens = positions[:, -1] + 1
         recent = torch.cat([self.chronological(), new], dim=1)[:, -size:]
         age = torch.arange(size - 1, -1, -1, device=new.device)
-        recent = torch.where(_expand(age < tokens[:, None], recent), recent, 0.0)
+        recent = torch.where(expand_mask(age < tokens[:, None], recent), recent, 0.0)
         # Slot s holds document row t, the largest t < tokens with t mod size = s.
         slots = torch.arange(size, device=new.device)
         order = (slots - tokens[:, None]) % size
@@ -75,5 +75,6 @@ def _gather_rows(rows: Tensor, index: Tensor) -> Tensor:
     return rows[torch.arange(rows.shape[0], device=rows.device)[:, None], index]
 
 
-def _expand(mask: Tensor, like: Tensor) -> Tensor:
+def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """``mask`` with trailing axes of size 1, so that it broadcasts against ``like``."""
     return mask.reshape(*mask.shape, *[1] * (like.dim() - mask.dim()))

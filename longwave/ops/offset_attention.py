@@ -1,6 +1,6 @@
 """Softmax attention over fixed causal offsets.
 
-Today the offsets are a dense window, 0..window-1 rows back, the row itself included. Notation: B batch,
+The offsets are a dense window, 0..window-1 rows back, the row itself included. Notation: B batch,
 N rows, H query heads, G key/value heads (query head h reads key/value head h // (H / G)), d channels.
 """
 

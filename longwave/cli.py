@@ -38,7 +38,7 @@ def main() -> None:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Directory of the two runs.")] = Path("runs/demo"),
-    tokens: Annotated[int, typer.Option(help="Training tokens of each model.", min=1)] = 1_200_000,
+    tokens: Annotated[int, typer.Option(help="Training tokens of each model.", min=1)] = 900_000,
 ) -> None:
     """Certify hale and softmax, train both at equal parameters, compare them and let them speak."""
     from longwave.comparison import run_demo

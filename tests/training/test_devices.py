@@ -30,6 +30,7 @@ Trainer.train = noted
 train(load_run(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]))
 """
 SHARDED = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -61,8 +62,10 @@ for _ in range(5):
         total /= 2
 if rank == 0:
     print(float(total))
+sys.stdout.flush()
 if dist.is_initialized():
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads sometimes abort while the interpreter shuts down
 """
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

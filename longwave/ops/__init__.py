@@ -1,6 +1,6 @@
 """Numerical functions on tensors; each has a naive twin that is its only authority."""
 
-from longwave.ops._dispatch import BackendUnavailable, available_backends, use_backend
+from longwave.ops._dispatch import BackendUnavailable, available_backends, describe_backends, use_backend
 from longwave.ops.block_means import BlockSums, block_means
 from longwave.ops.documents import Ring, document_positions, empty_ring
 from longwave.ops.features import elu_plus_one
@@ -13,6 +13,7 @@ __all__ = [
     "Ring",
     "available_backends",
     "block_means",
+    "describe_backends",
     "document_positions",
     "elu_plus_one",
     "empty_ring",

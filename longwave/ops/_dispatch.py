@@ -1,22 +1,36 @@
 """Which form of an op runs.
 
 An op lives in ``longwave/ops/<op>.py``: its public function, ``<op>_naive`` (a loop, the authority) and
-``<op>_torch``. Fast forms of the same name live in ``longwave/ops/<backend>/<op>.py`` and are imported here,
-when first chosen, and nowhere else.
+``<op>_torch``. Fast forms of the same name live in ``longwave/ops/<backend>/<op>.py`` as ``<op>_<backend>``,
+beside ``PAYS_FROM``, the rows (batch times tokens) from which they were measured to be faster than torch's.
+Importing them here costs nothing: a backend's own package is loaded when a form first runs.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import NamedTuple
 
-FAST_BACKENDS = ("numba", "triton")
+from torch import Tensor
+
+#: Backend and the kind of device on which ``auto`` considers it.
+FAST_BACKENDS = {"numba": "cpu", "triton": "cuda"}
 BACKENDS = ("naive", "torch", *FAST_BACKENDS)
 
 # A plain global, which torch.compile can guard on; a ContextVar it cannot read.
 _preferred = "auto"
+
+
+class FastForm(NamedTuple):
+    """A form that ``auto`` takes on ``device`` from ``pays_from`` rows on."""
+
+    function: Callable
+    device: str
+    pays_from: int
 
 
 class BackendUnavailable(ValueError):
@@ -25,29 +39,50 @@ class BackendUnavailable(ValueError):
 
 def available_backends(op: str) -> tuple[str, ...]:
     """Names of the backends that have a form of ``op``, slowest first."""
-    return ("naive", "torch", *(name for name in FAST_BACKENDS if _module_of(op, name) is not None))
+    return ("naive", "torch", *(backend for backend, name in _fast_forms if name == op))
 
 
-def select_form(op: str, backend: str, naive: Callable, torch: Callable) -> Callable:
-    """Return the function that computes ``op``: ``naive``, ``torch``, or a fast form loaded when first chosen.
+def describe_backends() -> list[dict[str, str]]:
+    """What ``auto`` picks for each op that has a choice, and why."""
+    return [
+        {
+            "op": op,
+            "backends": ", ".join(available_backends(op)),
+            "auto": f"{backend} on {form.device} from {form.pays_from} rows on, else torch",
+            "why": f"measured: {backend} is the faster one there (rows are batch times tokens)",
+        }
+        for (backend, op), form in sorted(_fast_forms.items())
+    ]
+
+
+def select_form(op: str, backend: str, naive: Callable, torch: Callable, x: Tensor) -> Callable:
+    """Return the function that computes ``op`` on ``x`` `[B, N, ...]`` and its like.
 
     An explicit ``backend`` is obeyed or refused, never replaced. ``"auto"`` takes the backend of the
-    enclosing :func:`use_backend`, else the ``torch`` form.
+    enclosing :func:`use_backend`, else a fast form where one is made for x's device and x has rows enough,
+    else the ``torch`` form.
 
     Raises:
-        BackendUnavailable: ``backend`` is unknown or has no form of ``op``.
+        BackendUnavailable: ``backend`` is unknown, has no form of ``op``, or does not run on x's device.
     """
     if backend == "auto":
         backend = _preferred
-    if backend in ("auto", "torch"):
+    if backend == "auto":
+        rows = x.shape[0] * x.shape[1]
+        for name, device in FAST_BACKENDS.items():
+            form = _fast_forms.get((name, op))
+            if form is not None and x.device.type == device and rows >= form.pays_from:
+                return form.function
         return torch
-    if backend == "naive":
-        return naive
-    module = _module_of(op, backend)
-    if module is None:
+    if backend in ("naive", "torch"):
+        return naive if backend == "naive" else torch
+    form = _fast_forms.get((backend, op))
+    if form is None:
         legal = ", ".join(("auto", *available_backends(op)))
         raise BackendUnavailable(f"{op} has no backend {backend!r}; legal: {legal}")
-    return getattr(importlib.import_module(module), f"{op}_{backend}")
+    if x.device.type not in (form.device, "meta"):
+        raise BackendUnavailable(f"{op}: backend {backend!r} runs on {form.device}, the input is on {x.device.type}")
+    return form.function
 
 
 @contextmanager
@@ -67,8 +102,17 @@ def use_backend(backend: str) -> Iterator[None]:
         _preferred = before
 
 
-def _module_of(op: str, backend: str) -> str | None:
-    if backend not in FAST_BACKENDS or find_spec(f"longwave.ops.{backend}") is None:
-        return None
-    name = f"longwave.ops.{backend}.{op}"
-    return name if find_spec(name) is not None else None
+def _load_fast_forms() -> Iterator[tuple[tuple[str, str], FastForm]]:
+    for backend, device in FAST_BACKENDS.items():
+        folder = find_spec(f"longwave.ops.{backend}")
+        if folder is None:
+            continue
+        for module in pkgutil.iter_modules(folder.submodule_search_locations):
+            if not module.name.startswith("_"):
+                forms = importlib.import_module(f"longwave.ops.{backend}.{module.name}")
+                function = getattr(forms, f"{module.name}_{backend}")
+                yield (backend, module.name), FastForm(function, device, forms.PAYS_FROM)
+
+
+# Filled here rather than at first use: torch.compile cannot trace an import.
+_fast_forms = dict(_load_fast_forms())

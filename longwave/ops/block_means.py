@@ -41,7 +41,7 @@ def block_means(
         num_levels: L, at least 0.
         initial_state: the state after the rows before this piece.
         starts: `[B, N]` bool, first row of each document; blocks are counted from it.
-        backend: ``auto``, ``naive`` or ``torch``.
+        backend: ``auto``, ``naive``, ``torch`` or ``numba``.
 
     Returns:
         `[B, N, L, ...]` in x's dtype; with ``return_state`` also the final :class:`BlockSums`.
@@ -49,7 +49,7 @@ def block_means(
     Raises:
         BackendUnavailable: the backend has no form of this op.
     """
-    form = select_form("block_means", backend, block_means_naive, block_means_torch)
+    form = select_form("block_means", backend, block_means_naive, block_means_torch, x)
     rows = x.to(torch.promote_types(x.dtype, torch.float32))
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)

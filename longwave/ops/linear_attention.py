@@ -42,7 +42,7 @@ def linear_attention(
         initial_state: `[B, M, H, d, e + 1]` (`e` if not ``normalize``): sum of k vᵀ over the past, the
             last column being the sum of k.
         starts: `[B, N]` bool, first row of each document.
-        backend: ``auto``, ``naive`` or ``torch``.
+        backend: ``auto``, ``naive``, ``torch`` or ``numba``.
 
     Returns:
         `[B, N, M, H, e]` in v's dtype; with ``return_state`` also the final state, float32 or wider.
@@ -52,7 +52,7 @@ def linear_attention(
         BackendUnavailable: the backend has no form of this op.
     """
     _check_shapes(q, k, v)
-    form = select_form("linear_attention", backend, linear_attention_naive, linear_attention_torch)
+    form = select_form("linear_attention", backend, linear_attention_naive, linear_attention_torch, q)
     dtype = torch.promote_types(v.dtype, torch.float32)
     out_dtype = v.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)

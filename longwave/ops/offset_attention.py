@@ -34,7 +34,7 @@ def offset_attention(
         window: at least 1; a window longer than the document is full causal attention.
         initial_state: ring of ``window`` rows `[B, window, 2, G, d]`, keys before values.
         starts: `[B, N]` bool, first row of each document.
-        backend: ``auto``, ``naive`` or ``torch``.
+        backend: ``auto``, ``naive``, ``torch`` or ``numba``.
 
     Returns:
         `[B, N, H, d]` in q's dtype; with ``return_state`` also the final ring.
@@ -51,7 +51,7 @@ def offset_attention(
         raise ValueError(
             f"offset_attention: window {window} needs a ring of {window} rows, got {initial_state.rows.shape[1]}"
         )
-    form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch)
+    form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch, q)
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*q.shape[:2], tokens=tokens, starts=starts, device=q.device)
     new = torch.stack([k, v], dim=2)

@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from longwave.mixers.base import Declaration, TokenMixer, observe, run_by_document
-from longwave.ops import BlockSums, Ring, block_means, elu_plus_one, linear_attention, offset_attention
+from longwave.ops import DyadicState, Ring, dyadic_linear_attention, elu_plus_one, offset_attention
 
 INITIALIZER_STD = 0.02
 EPS = 1e-6
@@ -45,6 +45,10 @@ class HaleState(NamedTuple):
     blocks: Tensor
     local: Tensor
     tokens: Tensor
+
+    def branches(self) -> tuple[Ring, DyadicState]:
+        """The local branch's state and the global one's."""
+        return Ring(self.local, self.tokens), DyadicState(self.memory, self.blocks, self.tokens)
 
 
 class LevelMixture(nn.Module):
@@ -75,10 +79,13 @@ class LevelMixture(nn.Module):
         values = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 1], self.values)
         return keys, values
 
+    def weights(self) -> Tensor:
+        """softmax(logits), `[L]`."""
+        return observe("hale.level_weights", self.logits.softmax(dim=0))
+
     def forward(self, outputs: Tensor) -> Tensor:
         """sum_l softmax(logits)_l outputs_l: `[B, N, L, H, d] -> [B, N, H, d]`."""
-        weights = observe("hale.level_weights", self.logits.softmax(dim=0)).to(outputs.dtype)
-        return torch.einsum("bnlhd,l->bnhd", outputs, weights)
+        return torch.einsum("bnlhd,l->bnhd", outputs, self.weights().to(outputs.dtype))
 
 
 class BranchGate(nn.Module):
@@ -197,26 +204,16 @@ class Hale(TokenMixer):
         if self.cache == "published" and (state is not None or return_state):
             return self._decode_as_published(x, state, starts, return_state)
         q, k, v, local_k, local_v = self._project(x)  # [B, N, H, d] each
-        shared = {"starts": starts, "return_state": True}
-        ring = None if state is None else Ring(state.local, state.tokens)
-        local, ring = offset_attention(q, local_k, local_v, window=self.window, initial_state=ring, **shared)
-
-        sums = None if state is None else BlockSums(state.blocks, state.tokens)
-        pair = torch.stack([k, v], dim=2)
-        means, sums = block_means(pair, self.num_levels, initial_state=sums, **shared)  # [B, N, L, 2, H, d]
-        keys, values = self._streams(k, v, means)  # [B, N, M, H, d]
-        memory = None if state is None else state.memory
-        streams, memory = linear_attention(
-            elu_plus_one(q),
-            elu_plus_one(keys),
-            values,
-            eps=EPS,
-            chunk_size=self.chunk_size,
-            initial_state=memory,
-            **shared,
+        ring, past = (None, None) if state is None else state.branches()
+        shared = {"starts": starts, "return_state": return_state}
+        local = offset_attention(q, local_k, local_v, window=self.window, initial_state=ring, **shared)
+        glob = dyadic_linear_attention(
+            *(q, k, v, *self._mixture(q)), eps=EPS, chunk_size=self.chunk_size, initial_state=past, **shared
         )
-        y = self._combine(x, local, streams)
-        return y, HaleState(memory, sums.sums, ring.rows, ring.tokens) if return_state else None
+        if not return_state:
+            return self._combine(x, local, glob), None
+        (local, ring), (glob, past) = local, glob
+        return self._combine(x, local, glob), HaleState(past.memory, past.blocks, ring.rows, ring.tokens)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:
@@ -258,6 +255,13 @@ class Hale(TokenMixer):
         parts = (self.q_proj(x), k, v, local_k, local_v)
         return [rearrange(part, "b n (h d) -> b n h d", h=self.num_heads) for part in parts]
 
+    def _mixture(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Key maps, value maps `[L, d, d]` and weights `[L]` of the levels."""
+        if self.levels is None:
+            none = like.new_empty(0, self.head_dim, self.head_dim)
+            return none, none, like.new_empty(0)
+        return self.levels.keys, self.levels.values, self.levels.weights()
+
     def _streams(self, k: Tensor, v: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all streams, `[B, N, M, H, d]`, the raw ones first."""
         k, v = k[:, :, None], v[:, :, None]
@@ -266,11 +270,8 @@ class Hale(TokenMixer):
         keys, values = self.levels.streams(means)
         return torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
 
-    def _combine(self, x: Tensor, local: Tensor, streams: Tensor) -> Tensor:
-        """`local [B, N, H, d]` and `streams [B, N, M, H, d]` to the mixer's output."""
-        glob = streams[:, :, 0]
-        if self.levels is not None:
-            glob = glob + self.levels(streams[:, :, 1:])
+    def _combine(self, x: Tensor, local: Tensor, glob: Tensor) -> Tensor:
+        """Two branches `[B, N, H, d]` to the mixer's output."""
         local, glob = (rearrange(part, "b n h d -> b n (h d)") for part in (local, glob))
         local, glob = observe("hale.local", local), observe("hale.global", glob)
         if isinstance(self.gate, BranchGate):
@@ -308,7 +309,10 @@ class Hale(TokenMixer):
         with torch.autocast(x.device.type, enabled=False):
             out = torch.einsum("bhd,bmhde->bmhe", elu_plus_one(q).to(memory.dtype), read)
         streams = (out[..., :-1] / out[..., -1:].clamp(min=EPS)).to(x.dtype)
-        y = self._combine(x[:, None], local[:, None], streams[:, None])
+        glob = streams[:, :1]
+        if self.levels is not None:
+            glob = glob + self.levels(streams[:, None, 1:])
+        y = self._combine(x[:, None], local[:, None], glob)
         return y[:, 0], HaleState(memory, blocks, ring, tokens + 1)
 
     def _attend_ring(self, q: Tensor, ring: Tensor, tokens: Tensor) -> Tensor:

@@ -1,0 +1,195 @@
+"""Linear attention on a CPU: every stream of every head is a sequence of its own for the chunkwise form.
+
+The backward pass walks the segments from the last to the first, each from the state that the forward pass
+saved at its beginning. The decay's gradient needs no pass of its own: a row's decay scales every weight that
+crosses it, so it collects what the queries after it and the keys before it have received,
+d log a_t = sum_{i>=t} (q_i·dq_i - k_i·dk_i) + S·dS at the end (https://arxiv.org/abs/2312.06635).
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from longwave.ops.numba._chunkwise import (
+    Rule,
+    Scratch,
+    Segment,
+    Span,
+    backward_segment,
+    forward_segment,
+    pack,
+    spans,
+    unpack,
+)
+
+#: Rows (batch times tokens) from which this form was measured to beat torch's.
+PAYS_FROM = 64
+
+
+def linear_attention_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`longwave.ops.linear_attention.linear_attention_torch`, whose shapes these are."""
+    if starts is not None:  # a start is a decay to nothing
+        like = q.new_zeros(q.shape[:3]) if log_decay is None else log_decay
+        log_decay = like.masked_fill(starts[..., None], -torch.inf)
+    out, final, _ = _forward(q, k, v, log_decay, state, chunk_size)
+    return out, final
+
+
+@torch.library.custom_op("longwave::linear_attention_numba", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, the final state, and the states `[segments, B, M, H, d, e]` at the segments' beginnings."""
+    q, k, v, log_decay = _contiguous(q, k, v, log_decay)
+    out, final = torch.empty_like(v), state.contiguous().clone()
+    plan, chunk, scratch = _plan(k, chunk_size)
+    saved = q.new_empty(_num_saved(plan), *state.shape)
+    rule = _rule(q)
+    for index, span in plan:
+        S, z = _state_of(final, span, scratch)
+        saved[index, span.batch : span.batch + span.num_sequences] = _view(S, final, span)
+        packed = forward_segment(_segment(q, k, v, log_decay, span, chunk, scratch), rule, S, z, scratch)
+        _unpack_streams(packed, span, out)
+        final[span.batch : span.batch + span.num_sequences] = _view(S, final, span)
+    return out, final, saved
+
+
+@torch.library.custom_op("longwave::linear_attention_numba_backward", mutates_args=())
+def _backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    saved: Tensor,
+    final: Tensor,
+    grad: Tensor,
+    grad_state: Tensor,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, log_decay and the initial state."""
+    q, k, v, log_decay = _contiguous(q, k, v, log_decay)
+    grad, d_state = grad.contiguous(), grad_state.contiguous().clone()
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    plan, chunk, scratch = _plan(k, chunk_size)
+    rule = _rule(q)
+    for index, span in reversed(plan):
+        segment = _segment(q, k, v, log_decay, span, chunk, scratch)
+        out_grad = scratch("grad", *segment.v.shape)
+        _pack_streams(grad, span, out_grad)
+        S, z = _state_of(saved[index], span, scratch)
+        dS, dz = _state_of(d_state, span, scratch, prefix="d")
+        packed_q, packed_k, packed_v, _ = backward_segment(segment, rule, S, z, out_grad, dS, dz, scratch)
+        heads = k.shape[2] * k.shape[3]
+        b, length = span.num_sequences, segment.q.shape[1:]
+        unpack(packed_q.view(b, heads, *length), span.batch, span.begin, span.end, dq)
+        _unpack_streams(packed_k, span, dk)
+        _unpack_streams(packed_v, span, dv)
+        d_state[span.batch : span.batch + b] = _view(dS, d_state, span)
+    if log_decay is None:
+        return dq, dk, dv, q.new_empty(0), d_state
+    crossing = torch.einsum("bnhd,bnhd->bnh", q, dq) - torch.einsum("bnmhd,bnmhd->bnh", k, dk)
+    crossing = crossing.double()
+    crossing[:, -1] += torch.einsum("bmhde,bmhde->bh", final, grad_state)
+    d_log_decay = crossing.flip(1).cumsum(dim=1).flip(1).to(q.dtype)
+    return dq, dk, dv, d_log_decay, d_state
+
+
+@_forward.register_fake
+def _(q, k, v, log_decay, state, chunk_size):
+    plan, _, _ = _plan(k, chunk_size)
+    return torch.empty_like(v), torch.empty_like(state), q.new_empty(_num_saved(plan), *state.shape)
+
+
+@_backward.register_fake
+def _(q, k, v, log_decay, saved, final, grad, grad_state, chunk_size):
+    d_log_decay = q.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), d_log_decay, torch.empty_like(final)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, log_decay, _, chunk_size = inputs
+    _, final, saved = output
+    ctx.save_for_backward(q, k, v, log_decay, saved, final)
+    ctx.chunk_size = chunk_size
+
+
+def _differentiate(ctx, grad, grad_state, _):
+    *inputs, log_decay, saved, final = ctx.saved_tensors
+    dq, dk, dv, d_log_decay, d_state = _backward(*inputs, log_decay, saved, final, grad, grad_state, ctx.chunk_size)
+    return dq, dk, dv, None if log_decay is None else d_log_decay, d_state, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _rule(like: Tensor) -> Rule:
+    return Rule(like.new_ones(1), normalize=False, eps=0.0)
+
+
+def _plan(k: Tensor, chunk_size: int) -> tuple[list[tuple[int, Span]], int, Scratch]:
+    """Spans, each with the index of its saved state; the rows of a chunk; fresh scratch."""
+    batch_size, num_rows, M, heads, _ = k.shape
+    chunk = min(chunk_size, num_rows)
+    plan = spans(batch_size, num_rows, M * heads, chunk)
+    begins = sorted({span.begin for span in plan})
+    return [(begins.index(span.begin), span) for span in plan], chunk, Scratch(k)
+
+
+def _num_saved(plan: list[tuple[int, Span]]) -> int:
+    return 1 + max(index for index, _ in plan)
+
+
+def _segment(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, span: Span, chunk: int, scratch: Scratch
+) -> Segment:
+    b, heads = span.num_sequences, k.shape[2] * k.shape[3]
+    n = -(-(span.end - span.begin) // chunk)
+    packed_q = scratch("q", b * heads, n, chunk, q.shape[-1])
+    pack(q, span.batch, span.begin, span.end, packed_q.view(b, heads, n, chunk, -1))
+    packed_k = scratch("k", b * heads, n, 1, chunk, k.shape[-1])
+    packed_v = scratch("v", b * heads, n, 1, chunk, v.shape[-1])
+    _pack_streams(k, span, packed_k)
+    _pack_streams(v, span, packed_v)
+    decay = None
+    if log_decay is not None:
+        decay = scratch("decay", b * heads, n, chunk)
+        pack(log_decay[..., None], span.batch, span.begin, span.end, decay.view(b, heads, n, chunk, 1))
+        decay.exp_()
+    return Segment(packed_q, packed_k, packed_v, decay)
+
+
+def _pack_streams(x: Tensor, span: Span, out: Tensor) -> None:
+    """`[B, N, M, H, c]` to `[X, n, 1, C, c]`."""
+    shape = (span.num_sequences, -1, out.shape[1], *out.shape[3:])
+    pack(x.flatten(2, 3), span.batch, span.begin, span.end, out.view(shape))
+
+
+def _unpack_streams(packed: Tensor, span: Span, out: Tensor) -> None:
+    """`[X, n, (1,) C, c]` to `[B, N, M, H, c]`."""
+    shape = (span.num_sequences, -1, packed.shape[1], *packed.shape[-2:])
+    unpack(packed.view(shape), span.batch, span.begin, span.end, out.flatten(2, 3))
+
+
+def _state_of(state: Tensor, span: Span, scratch: Scratch, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """A copy of the span's states as `[X, 1, d, e]`, and zeros for the normaliser that this op does without."""
+    rows = rearrange(state[span.batch : span.batch + span.num_sequences], "b m h d e -> (b m h) 1 d e")
+    S, z = scratch(f"{prefix}S", *rows.shape), scratch(f"{prefix}z", *rows.shape[:-1])
+    return S.copy_(rows), z.zero_()
+
+
+def _view(S: Tensor, state: Tensor, span: Span) -> Tensor:
+    return S.view(span.num_sequences, *state.shape[1:])

@@ -73,24 +73,24 @@ def _forward(
     positions: Tensor,
     eps: float,
     chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs, the final memory, and memory and block sums at the segments' beginnings.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs, the final memory, and what the segments begin with: S, z and block sums.
 
     ``sums`` `[B, L, 2, H, d]` are the mapped sums of the blocks that the piece continues.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     work = _Work(q, k, v, key_maps, value_maps, mixture, positions, eps, chunk_size)
-    out, memory, sums = torch.empty_like(q), memory.clone(), rearrange(sums, "b l p h d -> b h l p d").clone()
-    saved = q.new_empty(work.num_saved, *memory.shape)
-    saved_sums = q.new_empty(work.num_saved, *sums.shape)
+    out, carried = torch.empty_like(q), (*_split(memory), rearrange(sums, "b l p h d -> b h l p d").clone())
+    saved = [x.new_empty(work.num_saved, *x.shape) for x in carried]
     for index, span in work.plan:
         rows = slice(span.batch, span.batch + span.num_sequences)
-        saved[index, rows], saved_sums[index, rows] = memory[rows], sums[rows]
-        S, z = work.load(memory, span)
-        packed = forward_segment(work.segment(span, sums), work.rule, S, z, work.scratch)
-        unpack(packed.view(span.num_sequences, -1, *packed.shape[1:]), span.batch, span.begin, span.end, out)
-        work.store(S, z, memory, span)
-    return out, memory, saved, saved_sums
+        for kept, current in zip(saved, carried, strict=True):
+            kept[index, rows] = current[rows]
+        S, z, sums = (x[rows] for x in carried)
+        segment = work.segment(span, sums)
+        packed = forward_segment(segment, work.rule, S.flatten(0, 1), z.flatten(0, 1), work.scratch)
+        unpack(packed.view(len(S), -1, *packed.shape[1:]), span.batch, span.begin, span.end, out)
+    return out, _joined(*carried[:2]), *saved
 
 
 @torch.library.custom_op("longwave::dyadic_linear_attention_numba_backward", mutates_args=())
@@ -102,7 +102,8 @@ def _backward(
     value_maps: Tensor,
     mixture: Tensor,
     positions: Tensor,
-    saved: Tensor,
+    saved_S: Tensor,
+    saved_z: Tensor,
     saved_sums: Tensor,
     grad: Tensor,
     grad_memory: Tensor,
@@ -114,16 +115,17 @@ def _backward(
     work = _Work(q, k, v, key_maps, value_maps, mixture, positions, eps, chunk_size)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     d_maps, d_mixture = torch.zeros_like(work.maps), torch.zeros_like(mixture)
-    d_memory, d_sums, scratch = grad_memory.clone(), torch.zeros_like(saved_sums[0]), work.scratch
+    d_carried, scratch = (*_split(grad_memory), torch.zeros_like(saved_sums[0])), work.scratch
     for index, span in reversed(work.plan):
-        b, (X, n, C, d) = span.num_sequences, work.shape(span)
-        segment = work.segment(span, saved_sums[index].clone())
-        packed_grad = scratch("grad", X, n, C, d)
-        pack(grad, span.batch, span.begin, span.end, packed_grad.view(b, -1, n, C, d))
-        S, z = work.load(saved[index], span)
-        dS, dz = work.load(d_memory, span, prefix="d")
-        gradients = backward_segment(segment, work.rule, S, z, packed_grad, dS, dz, scratch)
-        work.store(dS, dz, d_memory, span)
+        rows = slice(span.batch, span.batch + span.num_sequences)
+        S, z, sums = (x[index, rows].clone() for x in (saved_S, saved_z, saved_sums))
+        dS, dz, d_sums = (x[rows] for x in d_carried)
+        segment = work.segment(span, sums)
+        packed_grad = scratch("grad", *segment.q.shape)
+        pack(grad, span.batch, span.begin, span.end, packed_grad.view(len(S), -1, *packed_grad.shape[1:]))
+        states = (x.flatten(0, 1) for x in (S, z))
+        d_states = (x.flatten(0, 1) for x in (dS, dz))
+        gradients = backward_segment(segment, work.rule, *states, packed_grad, *d_states, scratch)
         d_mixture += gradients[3]
         mapped = work.mapped(span)
         _unpack(
@@ -132,26 +134,27 @@ def _backward(
         )
         for side, (source, d_source) in enumerate(((k, dk), (v, dv))):
             rows = _slab(source, span)
-            d_mapped = mapped[side].view(len(rows), work.levels * d)
+            d_mapped = mapped[side].view(len(rows), work.levels * work.width)
             _slab(d_source, span).addmm_(d_mapped, work.maps[side])
             d_maps[side].addmm_(d_mapped.t(), rows)
     d_key_maps, d_value_maps = d_maps.view(2, *key_maps.shape).unbind()
     return (
-        *(dq, dk, dv, d_key_maps.clone(), d_value_maps.clone(), d_mixture, d_memory),
-        rearrange(d_sums, "b h l p d -> b l p h d").contiguous(),
+        *(dq, dk, dv, d_key_maps.clone(), d_value_maps.clone(), d_mixture, _joined(*d_carried[:2])),
+        rearrange(d_carried[2], "b h l p d -> b l p h d").contiguous(),
     )
 
 
 @_forward.register_fake
 def _(q, k, v, key_maps, value_maps, mixture, memory, sums, positions, eps, chunk_size):
     work = _Work(q, k, v, key_maps, value_maps, mixture, positions, eps, chunk_size)
-    batch_size, levels, pair, heads, width = sums.shape
-    saved_sums = q.new_empty(work.num_saved, batch_size, heads, levels, pair, width)
-    return torch.empty_like(q), torch.empty_like(memory), q.new_empty(work.num_saved, *memory.shape), saved_sums
+    kept = (*_split(memory), rearrange(sums, "b l p h d -> b h l p d"))
+    return torch.empty_like(q), torch.empty_like(memory), *(x.new_empty(work.num_saved, *x.shape) for x in kept)
 
 
 @_backward.register_fake
-def _(q, k, v, key_maps, value_maps, mixture, positions, saved, saved_sums, grad, grad_memory, eps, chunk_size):
+def _(
+    q, k, v, key_maps, value_maps, mixture, positions, saved_S, saved_z, saved_sums, grad, grad_memory, eps, chunk_size
+):
     likes = (q, k, v, key_maps, value_maps, mixture, grad_memory)
     d_sums = rearrange(saved_sums[0], "b h l p d -> b l p h d").contiguous()
     return *(torch.empty_like(x) for x in likes), torch.empty_like(d_sums)
@@ -210,21 +213,6 @@ class _Work:
         )
         return Segment(*packed, self._decay(span))
 
-    def load(self, memory: Tensor, span: Span, prefix: str = "") -> tuple[Tensor, Tensor]:
-        """A copy of the span's memory `[B, M, H, d, d + 1]` as S and z."""
-        rows = rearrange(memory[span.batch : span.batch + span.num_sequences], "b m h d e -> b h m d e")
-        shape = (span.num_sequences * self.heads, self.levels + 1, self.width)
-        S, z = self.scratch(f"{prefix}S", *shape, self.width), self.scratch(f"{prefix}z", *shape)
-        S.view(rows[..., :-1].shape).copy_(rows[..., :-1])
-        z.view(rows[..., -1].shape).copy_(rows[..., -1])
-        return S, z
-
-    def store(self, S: Tensor, z: Tensor, memory: Tensor, span: Span) -> None:
-        """The way back of :meth:`load`."""
-        rows = rearrange(memory[span.batch : span.batch + span.num_sequences], "b m h d e -> b h m d e")
-        rows[..., :-1] = S.view(rows[..., :-1].shape)
-        rows[..., -1] = z.view(rows[..., -1].shape)
-
     def _decay(self, span: Span) -> Tensor | None:
         """0 where a document begins, 1 elsewhere; ``None`` if none begins after the piece's first row."""
         begin = max(span.begin, 1)
@@ -236,6 +224,17 @@ class _Work:
         marks = (self.positions == 0).to(decay.dtype)[..., None, None]
         pack(marks, span.batch, span.begin, span.end, decay.view(span.num_sequences, self.heads, n, C, 1))
         return decay.neg_().add_(1)
+
+
+def _split(memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory `[B, M, H, d, d + 1]` as S `[B, H, M, d, d]` and z `[B, H, M, d]`, both copies."""
+    rows = rearrange(memory, "b m h d e -> b h m d e")
+    return rows[..., :-1].clone(memory_format=torch.contiguous_format), rows[..., -1].contiguous()
+
+
+def _joined(S: Tensor, z: Tensor) -> Tensor:
+    """The way back of :func:`_split`."""
+    return rearrange(torch.cat([S, z[..., None]], dim=-1), "b h m d e -> b m h d e").contiguous()
 
 
 def _slab(x: Tensor, span: Span) -> Tensor:
@@ -260,42 +259,41 @@ def _last_blocks(k: Tensor, v: Tensor, blocks: Tensor, positions: Tensor) -> Ten
 
 @kernel
 def _pack(q, k, v, mapped_k, mapped_v, positions, batch, begin, end, sums, packed_q, packed_k, packed_v):
-    """Features of queries and of all streams' keys, and all streams' values, chunk by chunk."""
+    """Features of queries and of all streams' keys, and all streams' values, chunk by chunk; zeros past the end."""
     heads = q.shape[2]
     n, M, C, d = packed_k.shape[1:]
     one, zero = q.dtype.type(1), q.dtype.type(0)
     for x in prange(packed_q.shape[0]):
         b, h = x // heads, x % heads
         for c in range(n):
-            for i in range(C):
-                row = begin + c * C + i
-                to_q = packed_q[x, c, i]
-                if row >= end:
-                    to_q[:] = zero
-                    for m in range(M):
-                        packed_k[x, c, m, i] = zero
-                        packed_v[x, c, m, i] = zero
-                    continue
-                from_q, from_k, from_v = q[batch + b, row, h], k[batch + b, row, h], v[batch + b, row, h]
-                to_k, to_v = packed_k[x, c, 0, i], packed_v[x, c, 0, i]
+            first = begin + c * C
+            rows = min(C, end - first)
+            packed_q[x, c, rows:] = zero
+            packed_k[x, c, :, rows:] = zero
+            packed_v[x, c, :, rows:] = zero
+            for i in range(rows):
                 for a in range(d):
-                    to_q[a] = exp(min(from_q[a], zero)) + max(from_q[a], zero)
-                    to_k[a] = exp(min(from_k[a], zero)) + max(from_k[a], zero)
-                    to_v[a] = from_v[a]
-                position = positions[batch + b, row]
-                for level in range(M - 1):
-                    phase = position & ((2 << level) - 1)
+                    u = q[batch + b, first + i, h, a]
+                    packed_q[x, c, i, a] = exp(min(u, zero)) + max(u, zero)
+                for a in range(d):
+                    u = k[batch + b, first + i, h, a]
+                    packed_k[x, c, 0, i, a] = exp(min(u, zero)) + max(u, zero)
+                for a in range(d):
+                    packed_v[x, c, 0, i, a] = v[batch + b, first + i, h, a]
+            for level in range(M - 1):
+                for i in range(rows):
+                    phase = positions[batch + b, first + i] & ((2 << level) - 1)
                     keep = zero if phase == 0 else one
                     share = one / q.dtype.type(phase + 1)
-                    sum_k, sum_v = sums[batch + b, h, level, 0], sums[batch + b, h, level, 1]
-                    from_k, from_v = mapped_k[b, row - begin, h, level], mapped_v[b, row - begin, h, level]
-                    to_k, to_v = packed_k[x, c, level + 1, i], packed_v[x, c, level + 1, i]
                     for a in range(d):
-                        sum_k[a] = keep * sum_k[a] + from_k[a]
-                        sum_v[a] = keep * sum_v[a] + from_v[a]
-                        mean = sum_k[a] * share
-                        to_k[a] = exp(min(mean, zero)) + max(mean, zero)
-                        to_v[a] = sum_v[a] * share
+                        u = keep * sums[b, h, level, 0, a] + mapped_k[b, first - begin + i, h, level, a]
+                        sums[b, h, level, 0, a] = u
+                        u *= share
+                        packed_k[x, c, level + 1, i, a] = exp(min(u, zero)) + max(u, zero)
+                    for a in range(d):
+                        u = keep * sums[b, h, level, 1, a] + mapped_v[b, first - begin + i, h, level, a]
+                        sums[b, h, level, 1, a] = u
+                        packed_v[x, c, level + 1, i, a] = u * share
 
 
 @kernel
@@ -304,31 +302,33 @@ def _unpack(
 ):
     """The gradient of :func:`_pack`, last row first; ``d_sums`` goes on into the segment before."""
     heads = dq.shape[2]
-    M, C, d = packed_k.shape[2:]
+    n, M, C, d = packed_k.shape[1:]
     one, zero = dq.dtype.type(1), dq.dtype.type(0)
     for x in prange(packed_q.shape[0]):
         b, h = x // heads, x % heads
-        for back in range(end - begin):
-            row = end - 1 - back
-            c, i = (row - begin) // C, (row - begin) % C
-            to_q, to_k, to_v = dq[batch + b, row, h], dk[batch + b, row, h], dv[batch + b, row, h]
-            query, key = packed_q[x, c, i], packed_k[x, c, 0, i]
-            from_q, from_k, from_v = grad_q[x, c, i], grad_k[x, c, 0, i], grad_v[x, c, 0, i]
-            for a in range(d):
-                to_q[a] = from_q[a] * min(query[a], one)
-                to_k[a] = from_k[a] * min(key[a], one)
-                to_v[a] = from_v[a]
-            position = positions[batch + b, row]
-            for level in range(M - 1):
-                phase = position & ((2 << level) - 1)
-                keep = zero if phase == 0 else one
-                share = one / dq.dtype.type(phase + 1)
-                sum_k, sum_v = d_sums[batch + b, h, level, 0], d_sums[batch + b, h, level, 1]
-                key, from_k = packed_k[x, c, level + 1, i], grad_k[x, c, level + 1, i]
-                from_v = grad_v[x, c, level + 1, i]
-                to_k, to_v = d_mapped_k[b, row - begin, h, level], d_mapped_v[b, row - begin, h, level]
+        for back in range(n):
+            c = n - 1 - back
+            first = begin + c * C
+            rows = min(C, end - first)
+            for i in range(rows):
                 for a in range(d):
-                    to_k[a] = sum_k[a] + from_k[a] * min(key[a], one) * share
-                    to_v[a] = sum_v[a] + from_v[a] * share
-                    sum_k[a] = keep * to_k[a]
-                    sum_v[a] = keep * to_v[a]
+                    dq[batch + b, first + i, h, a] = grad_q[x, c, i, a] * min(packed_q[x, c, i, a], one)
+                for a in range(d):
+                    dk[batch + b, first + i, h, a] = grad_k[x, c, 0, i, a] * min(packed_k[x, c, 0, i, a], one)
+                for a in range(d):
+                    dv[batch + b, first + i, h, a] = grad_v[x, c, 0, i, a]
+            for level in range(M - 1):
+                for after in range(rows):
+                    i = rows - 1 - after
+                    phase = positions[batch + b, first + i] & ((2 << level) - 1)
+                    keep = zero if phase == 0 else one
+                    share = one / dq.dtype.type(phase + 1)
+                    for a in range(d):
+                        slope = min(packed_k[x, c, level + 1, i, a], one) * share
+                        u = d_sums[b, h, level, 0, a] + grad_k[x, c, level + 1, i, a] * slope
+                        d_mapped_k[b, first - begin + i, h, level, a] = u
+                        d_sums[b, h, level, 0, a] = keep * u
+                    for a in range(d):
+                        u = d_sums[b, h, level, 1, a] + grad_v[x, c, level + 1, i, a] * share
+                        d_mapped_v[b, first - begin + i, h, level, a] = u
+                        d_sums[b, h, level, 1, a] = keep * u

@@ -9,7 +9,6 @@ d log a_t = sum_{i>=t} (q_i·dq_i - k_i·dk_i) + S·dS at the end (https://arxiv
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from longwave.ops.numba._chunkwise import (
@@ -56,11 +55,10 @@ def _forward(
     saved = q.new_empty(_num_saved(plan), *state.shape)
     rule = _rule(q)
     for index, span in plan:
-        S, z = _state_of(final, span, scratch)
-        saved[index, span.batch : span.batch + span.num_sequences] = _view(S, final, span)
-        packed = forward_segment(_segment(q, k, v, log_decay, span, chunk, scratch), rule, S, z, scratch)
-        _unpack_streams(packed, span, out)
-        final[span.batch : span.batch + span.num_sequences] = _view(S, final, span)
+        rows = slice(span.batch, span.batch + span.num_sequences)
+        saved[index, rows] = final[rows]
+        segment = _segment(q, k, v, log_decay, span, chunk, scratch)
+        _unpack_streams(forward_segment(segment, rule, *_sequences(final[rows]), scratch), span, out)
     return out, final, saved
 
 
@@ -86,15 +84,14 @@ def _backward(
         segment = _segment(q, k, v, log_decay, span, chunk, scratch)
         out_grad = scratch("grad", *segment.v.shape)
         _pack_streams(grad, span, out_grad)
-        S, z = _state_of(saved[index], span, scratch)
-        dS, dz = _state_of(d_state, span, scratch, prefix="d")
-        packed_q, packed_k, packed_v, _ = backward_segment(segment, rule, S, z, out_grad, dS, dz, scratch)
+        rows = slice(span.batch, span.batch + span.num_sequences)
+        states, d_states = _sequences(saved[index, rows].clone()), _sequences(d_state[rows])
+        packed_q, packed_k, packed_v, _ = backward_segment(segment, rule, *states, out_grad, *d_states, scratch)
         heads = k.shape[2] * k.shape[3]
         b, length = span.num_sequences, segment.q.shape[1:]
         unpack(packed_q.view(b, heads, *length), span.batch, span.begin, span.end, dq)
         _unpack_streams(packed_k, span, dk)
         _unpack_streams(packed_v, span, dv)
-        d_state[span.batch : span.batch + b] = _view(dS, d_state, span)
     if log_decay is None:
         return dq, dk, dv, q.new_empty(0), d_state
     crossing = torch.einsum("bnhd,bnhd->bnh", q, dq) - torch.einsum("bnmhd,bnmhd->bnh", k, dk)
@@ -184,12 +181,7 @@ def _unpack_streams(packed: Tensor, span: Span, out: Tensor) -> None:
     unpack(packed.view(shape), span.batch, span.begin, span.end, out.flatten(2, 3))
 
 
-def _state_of(state: Tensor, span: Span, scratch: Scratch, prefix: str = "") -> tuple[Tensor, Tensor]:
-    """A copy of the span's states as `[X, 1, d, e]`, and zeros for the normaliser that this op does without."""
-    rows = rearrange(state[span.batch : span.batch + span.num_sequences], "b m h d e -> (b m h) 1 d e")
-    S, z = scratch(f"{prefix}S", *rows.shape), scratch(f"{prefix}z", *rows.shape[:-1])
-    return S.copy_(rows), z.zero_()
-
-
-def _view(S: Tensor, state: Tensor, span: Span) -> Tensor:
-    return S.view(span.num_sequences, *state.shape[1:])
+def _sequences(state: Tensor) -> tuple[Tensor, Tensor]:
+    """A view of states `[b, M, H, d, e]` as `[X, 1, d, e]`, and zeros for the normaliser that this op lacks."""
+    S = state.view(-1, 1, *state.shape[-2:])
+    return S, S.new_zeros(S.shape[:-1])

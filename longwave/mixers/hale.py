@@ -27,6 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from longwave.mixers.base import Declaration, TokenMixer, observe, run_by_document
+from longwave.modules import Linear
 from longwave.ops import DyadicState, Ring, dyadic_linear_attention, elu_plus_one, offset_attention
 
 INITIALIZER_STD = 0.02
@@ -93,8 +94,8 @@ class BranchGate(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(2 * hidden_size, hidden_size)
-        self.out = nn.Linear(hidden_size, 1)
+        self.hidden = Linear(2 * hidden_size, hidden_size)
+        self.out = Linear(hidden_size, 1)
         self.reset_parameters()
 
     def reset_parameters(self, out_std: float = 0.0) -> None:
@@ -108,7 +109,7 @@ class BranchGate(nn.Module):
         """a local + (1 - a) glob, `[..., D]` throughout."""
         hidden = nn.functional.silu(self.hidden(torch.cat([x, local - glob], dim=-1)))
         share = observe("hale.gate", torch.sigmoid(self.out(hidden)))
-        return share * local + (1 - share) * glob
+        return torch.lerp(glob, local, share)
 
 
 class Hale(TokenMixer):
@@ -162,8 +163,8 @@ class Hale(TokenMixer):
         self.window, self.num_levels, self.chunk_size = window, num_levels, chunk_size
         self.gate_init, self.share_local, self.cache = gate_init, share_local, cache
 
-        def projection() -> nn.Linear:
-            return nn.Linear(hidden_size, hidden_size, bias=False)
+        def projection() -> Linear:
+            return Linear(hidden_size, hidden_size, bias=False)
 
         self.q_proj, self.k_proj, self.v_proj = projection(), projection(), projection()
         if not share_local:
@@ -172,13 +173,13 @@ class Hale(TokenMixer):
         if num_levels:
             self.levels = LevelMixture(num_levels, self.head_dim, learn_logits=learn_level_logits)
         self.gate = BranchGate(hidden_size) if gate == "learned" else gate
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.o_proj = Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for projection in self.children():
-            if isinstance(projection, nn.Linear):
+            if isinstance(projection, Linear):
                 nn.init.normal_(projection.weight, std=INITIALIZER_STD)
         nn.init.zeros_(self.o_proj.bias)
         if self.levels is not None:
@@ -274,10 +275,7 @@ class Hale(TokenMixer):
         """Two branches `[B, N, H, d]` to the mixer's output."""
         local, glob = (rearrange(part, "b n h d -> b n (h d)") for part in (local, glob))
         local, glob = observe("hale.local", local), observe("hale.global", glob)
-        if isinstance(self.gate, BranchGate):
-            mixed = self.gate(x, local, glob)
-        else:
-            mixed = self.gate * local + (1 - self.gate) * glob
+        mixed = self.gate(x, local, glob) if isinstance(self.gate, BranchGate) else torch.lerp(glob, local, self.gate)
         return self.dropout(self.o_proj(mixed))
 
     def _advance(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:

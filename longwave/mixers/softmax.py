@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from longwave.mixers.base import Declaration, TokenMixer
-from longwave.modules import apply_rotary, rotary_angles
+from longwave.modules import Linear, apply_rotary, rotary_angles
 from longwave.ops import Ring, document_positions, offset_attention
 
 SMALLEST_BUFFER = 16
@@ -72,10 +72,10 @@ class Softmax(TokenMixer):
             raise ValueError(f"softmax: rotary positions need an even head width, got {self.head_dim}")
         self.window, self.rotary_base = window, rotary_base
         kv_size = self.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.k_proj = nn.Linear(hidden_size, kv_size, bias=bias)
-        self.v_proj = nn.Linear(hidden_size, kv_size, bias=bias)
-        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.q_proj = Linear(hidden_size, hidden_size, bias=bias)
+        self.k_proj = Linear(hidden_size, kv_size, bias=bias)
+        self.v_proj = Linear(hidden_size, kv_size, bias=bias)
+        self.o_proj = Linear(hidden_size, hidden_size, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def declaration(self) -> Declaration:

@@ -17,7 +17,7 @@ from longwave.model.cache import LongwaveCache
 from longwave.model.configuration import LongwaveConfig
 from longwave.model.embeddings import Embeddings
 from longwave.model.memory import Stream, in_batch_order, insert_memory, requested_memory, text_rows
-from longwave.modules import norm
+from longwave.modules import Linear, norm
 from longwave.ops import document_positions
 
 SHIM = "longwave_shim"
@@ -50,7 +50,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         self.final_norm = nn.Identity()
         if config.norm_placement == "pre":
             self.final_norm = norm(config.norm, config.hidden_size, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.memory_rows = requested_memory(mixer for block in self.blocks for mixer in block.mixers)
         if self.memory_rows is not None:
             self.memory = nn.Parameter(torch.empty(self.memory_rows.count, config.hidden_size))

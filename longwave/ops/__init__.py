@@ -5,6 +5,7 @@ from longwave.ops.block_means import BlockSums, block_means
 from longwave.ops.documents import Ring, document_positions, empty_ring
 from longwave.ops.dyadic_linear_attention import DyadicState, dyadic_linear_attention
 from longwave.ops.features import elu_plus_one
+from longwave.ops.linear import linear
 from longwave.ops.linear_attention import linear_attention
 from longwave.ops.offset_attention import offset_attention
 
@@ -20,6 +21,7 @@ __all__ = [
     "dyadic_linear_attention",
     "elu_plus_one",
     "empty_ring",
+    "linear",
     "linear_attention",
     "offset_attention",
     "use_backend",

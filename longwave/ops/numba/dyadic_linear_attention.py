@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from longwave.ops.documents import document_positions
+from longwave.ops.linear import product
 from longwave.ops.numba._adapter import exp, kernel, prange
 from longwave.ops.numba._chunkwise import (
     Rule,
@@ -127,16 +128,17 @@ def _backward(
         d_states = (x.flatten(0, 1) for x in (dS, dz))
         gradients = backward_segment(segment, work.rule, *states, packed_grad, *d_states, scratch)
         d_mixture += gradients[3]
-        mapped = work.mapped(span)
+        shape = (2, span.num_sequences, span.end - span.begin, work.heads, work.levels, work.width)
+        d_mapped = scratch("d_mapped", *shape)
         _unpack(
             *(segment.q, segment.k, *gradients[:3], positions, span.batch, span.begin, span.end),
-            *(d_sums, dq, dk, dv, *mapped),
+            *(d_sums, dq, dk, dv, *d_mapped),
         )
         for side, (source, d_source) in enumerate(((k, dk), (v, dv))):
             rows = _slab(source, span)
-            d_mapped = mapped[side].view(len(rows), work.levels * work.width)
-            _slab(d_source, span).addmm_(d_mapped, work.maps[side])
-            d_maps[side].addmm_(d_mapped.t(), rows)
+            d_rows = d_mapped[side].view(len(rows), work.levels * work.width)
+            _slab(d_source, span).add_(product(d_rows, work.maps[side].t()))
+            d_maps[side].addmm_(d_rows.t(), rows)
     d_key_maps, d_value_maps = d_maps.view(2, *key_maps.shape).unbind()
     return (
         *(dq, dk, dv, d_key_maps.clone(), d_value_maps.clone(), d_mixture, _joined(*d_carried[:2])),
@@ -193,18 +195,11 @@ class _Work:
         """X, n, C and d of a segment."""
         return span.num_sequences * self.heads, -(-(span.end - span.begin) // self.chunk), self.chunk, self.width
 
-    def mapped(self, span: Span) -> tuple[Tensor, Tensor]:
-        """Room for a segment's mapped keys and values, `[b, rows, H, L, d]` each."""
-        shape = (span.num_sequences, span.end - span.begin, self.heads, self.levels, self.width)
-        return self.scratch("mapped_k", *shape), self.scratch("mapped_v", *shape)
-
     def segment(self, span: Span, sums: Tensor) -> Segment:
         """Features and values of all streams; ``sums`` `[B, H, L, 2, d]` are advanced in place."""
         X, n, C, d = self.shape(span)
-        mapped = self.mapped(span)
-        for side, source in enumerate((self.k, self.v)):
-            rows = _slab(source, span)
-            torch.mm(rows, self.maps[side].t(), out=mapped[side].view(len(rows), self.levels * d))
+        shape = (span.num_sequences, span.end - span.begin, self.heads, self.levels, d)
+        mapped = [product(_slab(x, span), self.maps[side]).view(shape) for side, x in enumerate((self.k, self.v))]
         streams = (X, n, self.levels + 1, C, d)
         packed = self.scratch("q", X, n, C, d), self.scratch("k", *streams), self.scratch("v", *streams)
         _pack(

@@ -1,0 +1,91 @@
+"""x Wᵀ + b by the faster of the two matrix libraries inside PyTorch.
+
+PyTorch multiplies float32 matrices with MKL, which keeps its AVX-512 kernels for Intel's processors; oneDNN,
+which PyTorch takes for bfloat16, has them for all. On an AMD EPYC (Zen 5) it is 2.2 times as fast.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Rows from which oneDNN was measured to be faster.
+PAYS_FROM = 64
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``.
+
+    Args:
+        x: `[..., K]`.
+        weight: `[M, K]`.
+        bias: `[M]`.
+
+    Returns:
+        `[..., M]`.
+    """
+    rows = x.numel() // max(x.shape[-1], 1)
+    if torch.is_autocast_enabled(x.device.type) or not _onednn_pays(x, rows):
+        return F.linear(x, weight, bias)
+    return _product(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T`` of two matrices, without gradients."""
+    return _by_onednn(a, b) if _onednn_pays(a, len(a)) else a @ b.t()
+
+
+def _onednn_pays(x: Tensor, rows: int) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and rows >= PAYS_FROM and _mkl_is_slow()
+
+
+def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_plain(a), _plain(b), bias, "none", [], "")
+
+
+def _plain(matrix: Tensor) -> Tensor:
+    """``matrix`` with rows or columns in one piece: for other strides oneDNN is thousands of times slower."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+@torch.library.custom_op("longwave::linear_onednn", mutates_args=())
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _by_onednn(x, weight, bias)
+
+
+@_product.register_fake
+def _(x, weight, bias):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _differentiate(ctx, grad):
+    x, weight = ctx.saved_tensors
+    for_x, for_weight, for_bias = ctx.needs_input_grad
+    return (
+        _product(grad, weight.t(), None) if for_x else None,
+        _product(grad.t(), x.t(), None) if for_weight else None,
+        grad.sum(dim=0) if for_bias else None,
+    )
+
+
+_product.register_autograd(_differentiate, setup_context=_save)
+
+
+@cache
+def _mkl_is_slow() -> bool:
+    """PyTorch has both libraries, and the processor has AVX-512 but is not Intel's."""
+    if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "AuthenticAMD" in processor and torch.backends.cpu.get_cpu_capability() == "AVX512"

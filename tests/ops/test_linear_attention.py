@@ -1,12 +1,15 @@
-"""Linear attention: both forms compute the formula, in any pieces and any chunks."""
+"""Linear attention: all forms compute the formula, in any pieces and any chunks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from longwave.ops import linear_attention
+from longwave.ops import available_backends, linear_attention
 from tests.ops.compare import assert_close, documents, pieces, random_starts, with_gradients
+
+BACKENDS = available_backends("linear_attention")
+FAST = BACKENDS[1:]
 
 OPTIONS = {
     "plain": {},
@@ -63,32 +66,56 @@ def test_naive_is_the_formula(options):
         torch.testing.assert_close(out[b, i, m, h], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("num_rows", [1, 63, 100])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_torch_equals_naive_in_values_and_gradients(options, num_rows):
+def test_fast_equals_naive_in_values_and_gradients(options, num_rows, backend):
     inputs, arguments = make(num_rows, **options)
     naive, fast = (
         with_gradients(lambda given, name=name: run(given, arguments, chunk_size=16, backend=name), inputs)
-        for name in ("naive", "torch")
+        for name in ("naive", backend)
     )
     assert_close(fast, naive)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "everything"])
-def test_torch_equals_naive_on_a_thousand_rows(options):
+def test_fast_equals_naive_on_a_thousand_rows(options, backend):
     inputs, arguments = make(1000, **options)
-    assert_close(run(inputs, arguments, backend="torch"), run(inputs, arguments, backend="naive"))
+    assert_close(run(inputs, arguments, backend=backend), run(inputs, arguments, backend="naive"))
+
+
+def test_numba_equals_naive_in_float32_over_many_segments():
+    inputs, arguments = make(3000, streams=2, starts=True, state=True, decay=True)
+
+    def rounded(given):
+        found = run({name: x.float() for name, x in given.items()}, arguments, backend="numba")
+        return {name: x.double() for name, x in found.items()}
+
+    exact = with_gradients(lambda given: run(given, arguments, backend="torch"), inputs)
+    assert_close(with_gradients(rounded, inputs), exact, relative=1e-5)
+
+
+def test_numba_compiles_whole():
+    inputs, arguments = make(40, starts=True, state=True, decay=True)
+
+    def compute(given):
+        return run(given, arguments, chunk_size=16, backend="numba")
+
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    assert_close(with_gradients(compiled, inputs), with_gradients(compute, inputs))
 
 
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "everything"])
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 99, 100, 5000])
-def test_chunk_size_never_changes_a_result(options, chunk_size):
+@pytest.mark.parametrize("backend", FAST)
+def test_chunk_size_never_changes_a_result(options, chunk_size, backend):
     inputs, arguments = make(100, **options)
-    one, other = (run(inputs, arguments, chunk_size=size, backend="torch") for size in (32, chunk_size))
+    one, other = (run(inputs, arguments, chunk_size=size, backend=backend) for size in (32, chunk_size))
     assert_close(other, one)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "everything"])
 @pytest.mark.parametrize("cuts", [(50,), (1, 2, 3, 4), (9, 16, 17, 63, 64, 65)])
 def test_pieces_with_the_state_carried_equal_the_whole(backend, options, cuts):
@@ -104,7 +131,7 @@ def test_pieces_with_the_state_carried_equal_the_whole(backend, options, cuts):
     assert_close({"out": torch.cat(outs, dim=1), "state": state}, whole)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("decay", [False, True])
 def test_each_document_equals_itself_alone(backend, decay):
     inputs, arguments = make(100, starts=True, decay=decay)
@@ -137,7 +164,7 @@ def test_weights_that_are_all_zero_give_zero_not_nan():
     assert (run(inputs, arguments)["out"] == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_inputs_accumulate_in_float32(backend):
     inputs, arguments = make(1000, streams=1, dtype=torch.bfloat16)
     exact = run({name: tensor.double() for name, tensor in inputs.items()}, arguments, backend="naive")
@@ -149,7 +176,7 @@ def test_bfloat16_inputs_accumulate_in_float32(backend):
     torch.testing.assert_close(found["state"].double(), exact["state"], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_float64_inputs_stay_float64(backend):
     inputs, arguments = make(10)
     found = run(inputs, arguments, backend=backend)
@@ -158,14 +185,15 @@ def test_float64_inputs_stay_float64(backend):
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_uninitialised_memory_is_never_read(options):
+@pytest.mark.parametrize("backend", FAST)
+def test_uninitialised_memory_is_never_read(options, backend):
     inputs, arguments = make(63, **options)
-    fast = with_gradients(lambda given: run(given, arguments, chunk_size=16, backend="torch"), inputs)
+    fast = with_gradients(lambda given: run(given, arguments, chunk_size=16, backend=backend), inputs)
     torch.use_deterministic_algorithms(False)
     assert_close(fast, with_gradients(lambda given: run(given, arguments, backend="naive"), inputs))
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_decay_of_zero_forgets_everything_before_its_row(backend):
     inputs, arguments = make(40, decay=True)
     inputs["log_decay"][:, 13] = -torch.inf
@@ -175,12 +203,13 @@ def test_a_decay_of_zero_forgets_everything_before_its_row(backend):
     assert_close({"out": found["out"][:, 13:], "state": found["state"]}, expected)
 
 
-def test_a_strong_decay_leaves_later_weights_their_precision():
+@pytest.mark.parametrize("backend", FAST)
+def test_a_strong_decay_leaves_later_weights_their_precision(backend):
     inputs, arguments = make(40, decay=True, dtype=torch.float32)
     inputs["log_decay"] *= 0.1
     inputs["log_decay"][:, 5] = -1e6
     exact = run({name: tensor.double() for name, tensor in inputs.items()}, arguments, backend="naive")
-    found = run(inputs, arguments, chunk_size=64, backend="torch")
+    found = run(inputs, arguments, chunk_size=64, backend=backend)
     assert_close({name: tensor.double() for name, tensor in found.items()}, exact, relative=1e-4)
 
 

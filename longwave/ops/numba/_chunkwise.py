@@ -22,9 +22,8 @@ from torch import Tensor
 
 from longwave.ops.numba._adapter import kernel, prange
 
-
 #: Rows (tokens times heads) of a segment: its temporaries should stay in the cache.
-SEGMENT_ROWS = 4096
+SEGMENT_ROWS = 2048
 
 
 class Scratch:

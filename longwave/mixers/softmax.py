@@ -23,10 +23,10 @@ SMALLEST_BUFFER = 16
 
 
 class SoftmaxState(NamedTuple):
-    """Keys (rotated) and values of the document, `rows [B, R, 2, G, d]`, and `tokens [B]`.
+    """Keys (rotated) and values of the document, `rows`, and `tokens [B]`.
 
-    Without a window, row t of the document is in slot t and R doubles as it fills; with one, R is the
-    window and the slot t mod R.
+    Without a window, `rows` is `[B, 2, G, R, d]`, so that a head's keys lie together; row t is in slot t, and R
+    doubles as it fills. With a window it is a ring `[B, R, 2, G, d]`, R the window, the slot t mod R.
     """
 
     rows: Tensor
@@ -110,20 +110,30 @@ class Softmax(TokenMixer):
     def step(self, x: Tensor, state: SoftmaxState) -> tuple[Tensor, SoftmaxState]:
         q, k, v = self._project(x[:, None], state.tokens[:, None])
         rows, tokens = state
-        if self.window is None:
-            rows = _grown(rows, int(tokens.max()) + 1)
         batch = torch.arange(x.shape[0], device=x.device)
-        rows[batch, tokens % rows.shape[1]] = torch.stack([k, v], dim=2)[:, 0].to(rows.dtype)
-        visible = torch.arange(rows.shape[1], device=x.device) <= tokens[:, None]
-        out = _fused(q, rows[:, :, 0].to(q.dtype), rows[:, :, 1].to(q.dtype), visible[:, None, None])
+        pair = torch.stack([k, v], dim=2)[:, 0].to(rows.dtype)  # [B, 2, G, d]
+        if self.window is None:
+            length = int(tokens.max()) + 1
+            rows = _grown(rows, length)
+            rows[batch, :, :, tokens] = pair
+            keys, values = _keys_and_values(rows[:, :, :, :length], q.dtype)
+        else:
+            length = self.window
+            rows[batch, tokens % length] = pair
+            keys, values = rows[:, :, 0].to(q.dtype), rows[:, :, 1].to(q.dtype)
+        visible = None
+        if len(batch) > 1 or self.window is not None:
+            visible = (torch.arange(length, device=x.device) <= tokens[:, None])[:, None, None]
+        out = _fused(q, keys, values, visible)
         y = self.o_proj(rearrange(out, "b n h d -> b (n h d)"))
         return self.dropout(y), SoftmaxState(rows, tokens + 1)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> SoftmaxState:
         weight = self.k_proj.weight
         device, dtype = device or weight.device, dtype or weight.dtype
-        size = _buffer_size(max_tokens or 0) if self.window is None else self.window
-        rows = torch.zeros(batch_size, size, 2, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        pair = (2, self.num_kv_heads)
+        shape = (self.window, *pair) if self.window is not None else (*pair, _buffer_size(max_tokens or 0))
+        rows = torch.zeros(batch_size, *shape, self.head_dim, device=device, dtype=dtype)
         return SoftmaxState(rows, torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
@@ -155,11 +165,11 @@ class Softmax(TokenMixer):
         rows = _grown(torch.where(continues[:, None, None, None, None], state.rows, 0.0), int(tokens.max()))
         # Rows of earlier documents go to a slot beyond the buffer, which is cut off again.
         offsets = positions - torch.arange(num_rows, device=k.device)
-        slots = torch.where(offsets == offsets[:, -1:], positions, rows.shape[1])
+        slots = torch.where(offsets == offsets[:, -1:], positions, rows.shape[3])
         batch = torch.arange(batch_size, device=k.device)[:, None]
         new = torch.stack([k, v], dim=2).to(rows.dtype)
-        rows = F.pad(rows, (0, 0) * 3 + (0, 1)).index_put((batch, slots), new)[:, :-1].contiguous()
-        return SoftmaxState(rows, tokens)
+        rows = F.pad(rows, (0, 0, 0, 1)).movedim(3, 1).index_put((batch, slots), new)
+        return SoftmaxState(rows[:, :-1].movedim(1, 3).contiguous(), tokens)
 
 
 def _attend_documents(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
@@ -178,26 +188,33 @@ def _attend_past(q: Tensor, k: Tensor, v: Tensor, state: SoftmaxState, positions
     """Causal attention over the state's rows and then the piece's own."""
     rows = torch.arange(q.shape[1], device=q.device)
     continues = positions - rows == state.tokens[:, None]
-    past = torch.arange(state.rows.shape[1], device=q.device) < state.tokens[:, None]
+    past = torch.arange(state.rows.shape[3], device=q.device) < state.tokens[:, None]
     distance = rows[:, None] - rows
     own = (distance >= 0) & (distance <= positions[..., None])
     visible = torch.cat([continues[..., None] & past[:, None], own], dim=2)
-    keys = torch.cat([state.rows[:, :, 0].to(k.dtype), k], dim=1)
-    values = torch.cat([state.rows[:, :, 1].to(v.dtype), v], dim=1)
+    old_keys, old_values = _keys_and_values(state.rows, k.dtype)
+    keys, values = torch.cat([old_keys, k], dim=1), torch.cat([old_values, v], dim=1)
     return _fused(q, keys, values, visible[:, None])
 
 
+def _keys_and_values(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of `[B, 2, G, R, d]`, as `[B, R, G, d]`."""
+    keys, values = rows.to(dtype).transpose(2, 3).unbind(dim=1)
+    return keys, values
+
+
 def _fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-    """PyTorch's attention on `[B, N, H, d]`; causal unless ``visible`` `[B, 1, N, K]` bool is given."""
+    """PyTorch's attention on `[B, N, H, d]`; ``visible`` `[B, 1, N, K]` bool, or causal (one query sees all keys)."""
     q, k, v = (rearrange(x, "b n h d -> b h n d") for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
+    causal = visible is None and q.shape[2] > 1
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=grouped)
     return rearrange(out, "b h n d -> b n h d")
 
 
 def _grown(rows: Tensor, num_tokens: int) -> Tensor:
-    missing = _buffer_size(num_tokens) - rows.shape[1]
-    return F.pad(rows, (0, 0) * 3 + (0, missing)) if missing > 0 else rows
+    missing = _buffer_size(num_tokens) - rows.shape[3]
+    return F.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
 
 def _buffer_size(num_tokens: int) -> int:

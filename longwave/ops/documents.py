@@ -47,16 +47,21 @@ class Ring(NamedTuple):
     rows: Tensor
     tokens: Tensor
 
-    def chronological(self) -> Tensor:
-        """`[B, R, ...]`: the ring's rows, oldest first (missing ones, all zero, come before them)."""
-        slots = torch.arange(self.rows.shape[1], device=self.rows.device)
-        return _gather_rows(self.rows, (self.tokens[:, None] + slots) % self.rows.shape[1])
+    def last(self, count: int) -> Tensor:
+        """`[B, count, ...]`: the last ``count`` <= R rows, oldest first (missing ones, all zero, come before them)."""
+        size = self.rows.shape[1]
+        slots = torch.arange(size - count, size, device=self.rows.device)
+        return _gather_rows(self.rows, (self.tokens[:, None] + slots) % size)
 
     def extended(self, new: Tensor, positions: Tensor) -> Ring:
-        """The ring after the rows ``new`` `[B, N, ...]`, whose document indices are ``positions`` `[B, N]`."""
+        """The ring after a piece whose document indices are ``positions`` `[B, N]`.
+
+        ``new`` `[B, n, ...]` are its rows; the last min(R, N) are enough.
+        """
         size = self.rows.shape[1]
         tokens = positions[:, -1] + 1
-        recent = torch.cat([self.chronological(), new], dim=1)[:, -size:]
+        new = new[:, -size:]
+        recent = torch.cat([self.last(size - new.shape[1]), new], dim=1)
         age = torch.arange(size - 1, -1, -1, device=new.device)
         recent = torch.where(expand_mask(age < tokens[:, None], recent), recent, 0.0)
         # Slot s holds document row t, the largest t < tokens with t mod size = s.

@@ -54,23 +54,22 @@ def offset_attention(
     form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch, q)
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*q.shape[:2], tokens=tokens, starts=starts, device=q.device)
-    new = torch.stack([k, v], dim=2)
-    if initial_state is None:
-        reach = min(window, q.shape[1]) - 1
-        rows = F.pad(new, (0, 0, 0, 0, 0, 0, reach, 0))
-    else:
-        reach = window - 1
-        rows = torch.cat([initial_state.chronological()[:, 1:].to(new.dtype), new], dim=1)
-    out = form(q, rows[:, :, 0], rows[:, :, 1], window, positions)
+    reach = window - 1
+    past = None if initial_state is None else initial_state.last(reach).to(k.dtype)
+    out = form(q, k, v, past, window, positions)
     if not return_state:
         return out
+    new = torch.stack([k[:, -window:], v[:, -window:]], dim=2)
     if initial_state is None:
         initial_state = empty_ring(q.shape[0], window, tuple(new.shape[2:]), new)
     return out, initial_state.extended(new.to(initial_state.rows.dtype), positions)
 
 
-def offset_attention_naive(q: Tensor, k: Tensor, v: Tensor, window: int, positions: Tensor) -> Tensor:
-    """Row by row. ``k``, ``v`` `[B, reach + N, G, d]` begin ``reach`` rows before the queries."""
+def offset_attention_naive(
+    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window: int, positions: Tensor
+) -> Tensor:
+    """Row by row. ``past`` `[B, window - 1, 2, G, d]` holds the keys and values before the piece, oldest first."""
+    k, v = _after(past, k, v, window)
     num_rows, num_heads = q.shape[1:3]
     reach, group = k.shape[1] - num_rows, num_heads // k.shape[2]
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -86,8 +85,11 @@ def offset_attention_naive(q: Tensor, k: Tensor, v: Tensor, window: int, positio
     return torch.stack(out).view_as(q).to(dtype)
 
 
-def offset_attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int, positions: Tensor) -> Tensor:
+def offset_attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window: int, positions: Tensor
+) -> Tensor:
     """Blocks of C <= window queries, each with the C + reach keys it can see, by PyTorch's fused attention."""
+    k, v = _after(past, k, v, window)
     num_rows = q.shape[1]
     reach, block = k.shape[1] - num_rows, min(window, num_rows)
     padding = -num_rows % block
@@ -103,3 +105,11 @@ def offset_attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int, positio
     visible = (distance >= 0) & (distance < window) & (distance <= depth)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
     return rearrange(out, "(b n) h c d -> b (n c) h d", b=positions.shape[0])[:, :num_rows]
+
+
+def _after(past: Tensor | None, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Keys and values `[B, reach + N, G, d]` that begin ``reach`` rows, at most window - 1, before the piece."""
+    if past is None:
+        missing = (0, 0, 0, 0, min(window, k.shape[1]) - 1, 0)
+        return F.pad(k, missing), F.pad(v, missing)
+    return torch.cat([past[:, :, 0], k], dim=1), torch.cat([past[:, :, 1], v], dim=1)

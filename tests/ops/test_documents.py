@@ -66,12 +66,14 @@ def test_ring_keeps_row_t_in_slot_t_mod_size_and_zeros_elsewhere(pieces, size):
 
 @FEW
 @given(st.integers(1, 7), st.integers(0, 20))
-def test_chronological_is_the_last_rows_oldest_first_behind_zeros(size, seen):
+def test_the_last_rows_come_oldest_first_behind_zeros(size, seen):
     ring = empty_ring(1, size, (1,), torch.zeros(()))
     if seen:
         ring = ring.extended(torch.arange(1.0, seen + 1)[None, :, None], torch.arange(seen)[None])
     expected = ([0.0] * size + [float(t + 1) for t in range(seen)])[-size:]
-    assert ring.chronological()[0, :, 0].tolist() == expected
+    for count in range(1, size + 1):
+        assert ring.last(count)[0, :, 0].tolist() == expected[-count:]
+    assert ring.last(0).shape == (1, 0, 1)
 
 
 def test_extending_a_ring_leaves_the_old_one_alone():

@@ -1,13 +1,15 @@
-"""Window attention: both forms are softmax over the last rows of the document, in any pieces."""
+"""Window attention: all forms are softmax over the last rows of the document, in any pieces."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from longwave.ops import Ring, empty_ring, offset_attention
+from longwave.ops import Ring, available_backends, empty_ring, offset_attention
 from tests.ops.compare import assert_close, documents, pieces, random_starts, with_gradients
 
+BACKENDS = available_backends("offset_attention")
+FAST = BACKENDS[1:]
 WINDOWS = [1, 5, 64, 150]
 B, H, D = 2, 4, 4
 
@@ -52,11 +54,13 @@ def test_naive_is_masked_softmax_attention(window):
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("given", ["plain", "starts", "state", "both"])
 @pytest.mark.parametrize("num_rows", [1, 63, 100])
-def test_torch_equals_naive_in_values_and_gradients(window, given, num_rows):
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("groups", [2, 4])
+def test_fast_equals_naive_in_values_and_gradients(window, given, num_rows, backend, groups):
     starts = random_starts(B, num_rows) if given in ("starts", "both") else None
-    inputs = make(num_rows)
+    inputs = make(num_rows, groups=groups)
     if given in ("state", "both"):
-        ring = past(window, 7)
+        ring = past(window, 7, groups=groups)
         inputs["rows"] = ring.rows
 
     def form(tensors, backend):
@@ -66,20 +70,49 @@ def test_torch_equals_naive_in_values_and_gradients(window, given, num_rows):
         return run(tensors, window, state=state, starts=starts, backend=backend)
 
     naive, fast = (
-        with_gradients(lambda tensors, backend=backend: form(tensors, backend), inputs)
-        for backend in ("naive", "torch")
+        with_gradients(lambda tensors, name=name: form(tensors, name), inputs) for name in ("naive", backend)
     )
     assert_close(fast, naive)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("window", [1, 64, 2000])
-def test_torch_equals_naive_on_a_thousand_rows(window):
+def test_fast_equals_naive_on_a_thousand_rows(window, backend):
     inputs, starts = make(1000), random_starts(B, 1000, share=0.01)
-    forms = (run(inputs, window, starts=starts, backend=backend) for backend in ("torch", "naive"))
+    forms = (run(inputs, window, starts=starts, backend=name) for name in (backend, "naive"))
     assert_close(*forms)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+def test_numba_equals_torch_in_float32_over_many_segments():
+    inputs, starts = make(5000), random_starts(B, 5000, share=0.001)
+
+    def rounded(given):
+        found = run({name: x.float() for name, x in given.items()}, 64, starts=starts, backend="numba")
+        return {"out": found["out"].double()}
+
+    exact = with_gradients(lambda given: {"out": run(given, 64, starts=starts, backend="torch")["out"]}, inputs)
+    assert_close(with_gradients(rounded, inputs), exact, relative=1e-5)
+
+
+def test_numba_takes_many_short_rows_together():
+    inputs = {name: torch.cat([x] * 60) for name, x in make(9).items()}
+    naive, fast = (
+        with_gradients(lambda given, name=name: run(given, 5, backend=name), inputs) for name in ("naive", "numba")
+    )
+    assert_close(fast, naive)
+
+
+def test_numba_compiles_whole():
+    inputs, starts = make(40), random_starts(B, 40)
+
+    def compute(given):
+        return {"out": offset_attention(**given, window=5, starts=starts, backend="numba")}
+
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    assert_close(with_gradients(compiled, inputs), with_gradients(compute, inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_grouped_heads_share_keys_and_values(backend, groups):
     inputs = make(63, groups=groups)
@@ -90,14 +123,14 @@ def test_grouped_heads_share_keys_and_values(backend, groups):
     assert_close({"out": found}, {"out": run(repeated, 5, state=wide, backend=backend)["out"]})
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_window_of_one_returns_the_value_of_the_row(backend):
     inputs = make(20)
     assert_close({"out": run(inputs, 1, backend=backend)["out"]}, {"out": inputs["v"]})
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("cuts", [(50,), (1, 2, 3, 4), (9, 16, 17, 63, 64, 65)])
 def test_pieces_with_the_state_carried_equal_the_whole(window, backend, packed, cuts):
@@ -112,7 +145,7 @@ def test_pieces_with_the_state_carried_equal_the_whole(window, backend, packed, 
     assert_close({"out": torch.cat(outs, dim=1), "rows": state.rows, "tokens": state.tokens}, whole)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_empty_ring_is_no_past(backend):
     inputs = make(30)
     ring = empty_ring(B, 5, (2, H, D), inputs["k"])
@@ -120,7 +153,7 @@ def test_an_empty_ring_is_no_past(backend):
 
 
 @pytest.mark.parametrize("window", [5, 150])
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_each_document_equals_itself_alone(window, backend):
     inputs, starts = make(100), random_starts(B, 100)
     packed = run(inputs, window, starts=starts, backend=backend)
@@ -132,7 +165,7 @@ def test_each_document_equals_itself_alone(window, backend):
         assert_close({"rows": packed["rows"][b : b + 1]}, {"rows": alone["rows"]})
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_scores_are_not_rounded(backend):
     inputs = make(64, dtype=torch.bfloat16)
     inputs["q"] *= 16  # scores near 50, which bfloat16 knows to within 0.25
@@ -145,10 +178,11 @@ def test_bfloat16_scores_are_not_rounded(backend):
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("window", WINDOWS)
-def test_uninitialised_memory_is_never_read(window):
+def test_uninitialised_memory_is_never_read(window, backend):
     inputs, starts, state = make(63), random_starts(B, 63), past(window, 3)
-    fast = run(inputs, window, state=state, starts=starts, backend="torch")
+    fast = run(inputs, window, state=state, starts=starts, backend=backend)
     torch.use_deterministic_algorithms(False)
     assert_close(fast, run(inputs, window, state=state, starts=starts, backend="naive"))
 

@@ -140,7 +140,7 @@ class Hale(TokenMixer):
         *,
         window: int = 64,
         num_levels: int = 4,
-        chunk_size: int = 64,
+        chunk_size: int = 32,
         dropout: float = 0.0,
         gate: Literal["learned"] | float = "learned",
         gate_init: Literal["zero", "normal"] = "zero",

@@ -1,13 +1,15 @@
-"""Running block means: both forms are the mean of the block so far, in any pieces."""
+"""Running block means: all forms are the mean of the block so far, in any pieces."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from longwave.ops import BlockSums, block_means
+from longwave.ops import BlockSums, available_backends, block_means
 from tests.ops.compare import assert_close, documents, pieces, random_starts, with_gradients
 
+BACKENDS = available_backends("block_means")
+FAST = BACKENDS[1:]
 LEVELS = [0, 1, 4]
 
 
@@ -32,7 +34,7 @@ def past(num_levels, tokens, *, dtype=torch.float64):
     return BlockSums(sums, torch.tensor(tokens))
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_row_holds_the_mean_of_its_block_so_far(backend):
     x = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]).double()[None, :, None]
     means = block_means(x, 2, backend=backend)[0, :, :, 0]
@@ -45,34 +47,45 @@ def test_a_row_holds_the_mean_of_its_block_so_far(backend):
 @pytest.mark.parametrize("seen", [None, (1, 6), (8, 13)])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("num_rows", [1, 63, 100])
-def test_torch_equals_naive_in_values_and_gradients(num_levels, seen, packed, num_rows):
+@pytest.mark.parametrize("backend", FAST)
+def test_fast_equals_naive_in_values_and_gradients(num_levels, seen, packed, num_rows, backend):
     starts = random_starts(2, num_rows) if packed else None
     inputs = {"x": make(num_rows)}
     if seen is not None:
         state = past(num_levels, seen)
         inputs["sums"] = state.sums
 
-    def form(given, backend):
+    def form(given, name):
         initial = None if seen is None else BlockSums(given["sums"], state.tokens)
-        return run(given["x"], num_levels, state=initial, starts=starts, backend=backend)
+        return run(given["x"], num_levels, state=initial, starts=starts, backend=name)
 
     if num_levels == 0:
-        naive, fast = (form(inputs, backend) for backend in ("naive", "torch"))
+        naive, fast = (form(inputs, name) for name in ("naive", backend))
     else:
         naive, fast = (
-            with_gradients(lambda given, backend=backend: form(given, backend), inputs)
-            for backend in ("naive", "torch")
+            with_gradients(lambda given, name=name: form(given, name), inputs) for name in ("naive", backend)
         )
     assert_close(fast, naive)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("packed", [False, True])
-def test_torch_equals_naive_on_a_thousand_rows(packed):
+def test_fast_equals_naive_on_a_thousand_rows(packed, backend):
     x, starts = make(1000), random_starts(2, 1000) if packed else None
-    assert_close(run(x, 6, starts=starts, backend="torch"), run(x, 6, starts=starts, backend="naive"))
+    assert_close(run(x, 6, starts=starts, backend=backend), run(x, 6, starts=starts, backend="naive"))
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+def test_numba_compiles_whole():
+    inputs, starts = {"x": make(40)}, random_starts(2, 40)
+
+    def compute(given):
+        return run(given["x"], 3, starts=starts, backend="numba")
+
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    assert_close(with_gradients(compiled, inputs), with_gradients(compute, inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("num_levels", LEVELS)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("cuts", [(50,), (1, 2, 3, 4), (7, 8, 9, 15, 16, 33)])
@@ -88,7 +101,7 @@ def test_pieces_with_the_state_carried_equal_the_whole(backend, num_levels, pack
     assert_close({"means": torch.cat(means, dim=1), "sums": state.sums, "tokens": state.tokens}, whole)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_each_document_equals_itself_alone(backend):
     x, starts = make(100), random_starts(2, 100)
     packed = run(x, 4, starts=starts, backend=backend)
@@ -99,7 +112,7 @@ def test_each_document_equals_itself_alone(backend):
         assert_close({"sums": packed["sums"][b : b + 1]}, {"sums": alone["sums"]})
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_inputs_are_summed_in_float32(backend):
     x = make(512, dtype=torch.bfloat16)
     exact = run(x.double(), 9, backend="naive")
@@ -110,7 +123,7 @@ def test_bfloat16_inputs_are_summed_in_float32(backend):
     torch.testing.assert_close(found["sums"].double(), exact["sums"], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_sums_do_not_lose_precision_with_the_length(backend):
     x = torch.ones(1, 5000, 1)
     x[:, :2500] = 1e7
@@ -119,9 +132,10 @@ def test_sums_do_not_lose_precision_with_the_length(backend):
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("num_levels", LEVELS)
-def test_uninitialised_memory_is_never_read(num_levels):
+def test_uninitialised_memory_is_never_read(num_levels, backend):
     x, starts, state = make(63), random_starts(2, 63), past(num_levels, (3, 8))
-    fast = run(x, num_levels, state=state, starts=starts, backend="torch")
+    fast = run(x, num_levels, state=state, starts=starts, backend=backend)
     torch.use_deterministic_algorithms(False)
     assert_close(fast, run(x, num_levels, state=state, starts=starts, backend="naive"))

@@ -23,7 +23,7 @@ from torch import Tensor
 from longwave.ops.numba._adapter import kernel, prange
 
 #: Rows (tokens times heads) of a segment: its temporaries should stay in the cache.
-SEGMENT_ROWS = 2048
+SEGMENT_ROWS = 1024
 
 
 class Scratch:
@@ -51,9 +51,12 @@ class Span(NamedTuple):
     end: int
 
 
-def spans(batch_size: int, num_rows: int, heads: int, chunk: int) -> list[Span]:
-    """The pieces that are worked on at a time, in order: parts of a long sequence, or several short ones."""
-    length = max(1, SEGMENT_ROWS // (heads * chunk)) * chunk
+def spans(batch_size: int, num_rows: int, heads: int, chunk: int, segment_rows: int = SEGMENT_ROWS) -> list[Span]:
+    """The pieces that are worked on at a time, in order: parts of a long sequence, or several short ones.
+
+    A piece has about ``segment_rows`` rows (tokens times heads), a multiple of ``chunk``.
+    """
+    length = max(1, segment_rows // (heads * chunk)) * chunk
     together = max(1, length // num_rows)
     return [
         Span(batch, min(together, batch_size - batch), begin, min(begin + length, num_rows))

@@ -18,7 +18,9 @@ from longwave.ops.numba._chunkwise import Scratch, Span, spans
 
 #: Rows (batch times tokens) from which this form was measured to beat torch's.
 PAYS_FROM = 64
-LARGEST_BLOCK, SMALLEST_BLOCK = 64, 16
+LARGEST_BLOCK, SMALLEST_BLOCK = 32, 16
+#: Rows of scores (tokens times heads times blocks that a query sees) of a segment.
+SEGMENT_ROWS = 8192
 
 
 def offset_attention_numba(
@@ -101,8 +103,7 @@ class _Work:
         fitting = 1 << (window - 1).bit_length()
         self.block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, fitting), num_rows)
         self.earlier = -(-(window - 1) // self.block)
-        # A query has (earlier + 1) blocks of scores, where a chunk of linear attention has a few rows.
-        self.plan = spans(batch_size, num_rows, heads * (self.earlier + 1), self.block)
+        self.plan = spans(batch_size, num_rows, heads * (self.earlier + 1), self.block, SEGMENT_ROWS)
         self.scratch = Scratch(self.q)
 
     def first(self, span: Span) -> int:

@@ -9,6 +9,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,report,track,peft]'
+	-$(BIN)/python -m longwave.benchmarks.warm_up
 	touch $@
 
 demo: install

@@ -107,9 +107,10 @@ class BranchGate(nn.Module):
 
     def forward(self, x: Tensor, local: Tensor, glob: Tensor) -> Tensor:
         """a local + (1 - a) glob, `[..., D]` throughout."""
-        hidden = nn.functional.silu(self.hidden(torch.cat([x, local - glob], dim=-1)))
+        difference = local - glob
+        hidden = nn.functional.silu(self.hidden(torch.cat([x, difference], dim=-1)))
         share = observe("hale.gate", torch.sigmoid(self.out(hidden)))
-        return torch.lerp(glob, local, share)
+        return glob + share * difference
 
 
 class Hale(TokenMixer):
@@ -275,7 +276,7 @@ class Hale(TokenMixer):
         """Two branches `[B, N, H, d]` to the mixer's output."""
         local, glob = (rearrange(part, "b n h d -> b n (h d)") for part in (local, glob))
         local, glob = observe("hale.local", local), observe("hale.global", glob)
-        mixed = self.gate(x, local, glob) if isinstance(self.gate, BranchGate) else torch.lerp(glob, local, self.gate)
+        mixed = self.gate(x, local, glob) if isinstance(self.gate, BranchGate) else glob + self.gate * (local - glob)
         return self.dropout(self.o_proj(mixed))
 
     def _advance(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:

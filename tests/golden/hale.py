@@ -23,7 +23,7 @@ from longwave.ops import block_means
 from tests.golden.core import Answers, Golden, Kind, collect, load, prefixed
 from tests.golden.hale_text import TEXT_KINDS
 
-OPS = ("block_means", "linear_attention", "offset_attention")
+OPS = ("block_means", "dyadic_linear_attention", "linear_attention", "offset_attention")
 LEVELS = {"P": ("levels.keys",), "R": ("levels.values",), "w_scale": ("levels.logits",)}
 GATE = {"G1": ("hidden.weight",), "g1": ("hidden.bias",), "G2": ("out.weight",), "g2": ("out.bias",)}
 MIXER = {

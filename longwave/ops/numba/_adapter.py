@@ -4,7 +4,9 @@ A kernel is a plain function over arrays and numbers, marked :func:`kernel` and 
 compiled at its first call, so that importing a kernel costs nothing and loads no Numba. What is handled here:
 
 * Threads. A kernel runs on as many threads as PyTorch uses, through OpenMP, which many Python threads may
-  enter at once. Where there is one thread, or no OpenMP, the serial form runs; it holds no lock.
+  enter at once. Where there is one thread, or no OpenMP, the serial form runs; it holds no lock. Numba's
+  OpenMP is not PyTorch's: if the threads of both wait for work by spinning, they keep each other from the
+  cores, so those of Numba's sleep.
 * Forks. OpenMP's threads do not survive a fork: a forked process uses the serial form.
 * Cache. Compiled code is kept beside the file, else in the user's cache folder, else nowhere. Numba notices
   a change of the kernel's own file only, so a kernel calls nothing from other files but what is here.
@@ -96,10 +98,15 @@ def _has_openmp() -> bool:
     """OpenMP is there and nobody has chosen another threading layer."""
     import numba
 
+    chosen = os.environ.get("OMP_WAIT_POLICY")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the library is loaded
     try:
         from numba.np.ufunc import omppool  # noqa: F401
     except ImportError:
         return False
+    finally:
+        if chosen is None:
+            del os.environ["OMP_WAIT_POLICY"]
     if numba.config.THREADING_LAYER == "default":
         numba.config.THREADING_LAYER = "omp"
     return numba.config.THREADING_LAYER == "omp"

@@ -150,9 +150,11 @@ def verify(
         list[str] | None, typer.Option("--set", help="An argument of the mixer: window=32. Repeatable.")
     ] = None,
     longest: Annotated[int, typer.Option(help="Tokens of the longest sequence tried.", min=8)] = 257,
+    backend: Annotated[str, typer.Option(help="Of the ops: auto, naive, torch, numba, triton.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
+    from longwave.ops import use_backend
     from longwave.training.configuration import parse_override
     from longwave.verification import certify, subject_of
     from longwave.verification.report import print_header, print_line
@@ -162,7 +164,9 @@ def verify(
     console = Console()
     if not as_json:
         print_header(console, subject)
-    certificate = certify(subject, longest=longest, report=None if as_json else lambda line: print_line(console, line))
+    report = None if as_json else lambda line: print_line(console, line)
+    with use_backend(backend):
+        certificate = certify(subject, longest=longest, report=report)
     if as_json:
         print(json.dumps(certificate.as_dict()))
     raise typer.Exit(0 if certificate.passed else 1)

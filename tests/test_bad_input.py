@@ -129,6 +129,7 @@ FILES = {  # text of a run file, and what the sentence says
 }
 COMMANDS = {  # arguments in which {model} is a directory that `damage` has worked on
     "verify nothing": "unknown mixer 'nothing'; legal: hale, softmax, or module.path:ClassName",
+    "verify softmax --backend cuda": "unknown backend 'cuda'; legal: auto, naive, torch, numba, triton",
     "verify softmax --set window": "--set 'window': expected name=value",
     "verify softmax --set window=wide": "window: input should be a valid integer",
     "train nowhere.yaml": "nowhere.yaml: no such file or preset; presets: hale-100m",

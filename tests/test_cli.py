@@ -58,7 +58,7 @@ class TestUsage:
     def test_help_lists_the_verbs(self, longwave):
         code, out, _ = longwave("--help")
         assert code == 0
-        for verb in ("demo", "train", "evaluate", "generate", "verify", "list"):
+        for verb in ("demo", "train", "evaluate", "generate", "verify", "benchmark", "list"):
             assert verb in out
 
     @pytest.mark.parametrize(

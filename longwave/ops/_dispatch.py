@@ -23,6 +23,7 @@ BACKENDS = ("naive", "torch", *FAST_BACKENDS)
 
 # A plain global, which torch.compile can guard on; a ContextVar it cannot read.
 _preferred = "auto"
+_any_rows = False
 
 
 class FastForm(NamedTuple):
@@ -71,7 +72,9 @@ def select_form(op: str, backend: str, naive: Callable, torch: Callable, x: Tens
         rows = x.shape[0] * x.shape[1]
         for name, device in FAST_BACKENDS.items():
             form = _fast_forms.get((name, op))
-            if form is not None and x.device.type == device and rows >= form.pays_from:
+            if form is None or x.device.type != device:
+                continue
+            if _any_rows or rows >= form.pays_from:
                 return form.function
         return torch
     if backend in ("naive", "torch"):
@@ -86,20 +89,24 @@ def select_form(op: str, backend: str, naive: Callable, torch: Callable, x: Tens
 
 
 @contextmanager
-def use_backend(backend: str) -> Iterator[None]:
+def use_backend(backend: str, *, any_rows: bool = False) -> Iterator[None]:
     """Make ``backend`` the meaning of ``"auto"`` for every op called inside the ``with`` block, in all threads.
+
+    Args:
+        any_rows: where ``auto`` is left to choose, it takes a fast form for few rows too, as it does for many.
 
     Raises:
         BackendUnavailable: ``backend`` is not a backend's name.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendUnavailable(f"unknown backend {backend!r}; legal: {', '.join(('auto', *BACKENDS))}")
-    global _preferred
-    before, _preferred = _preferred, backend
+    global _preferred, _any_rows
+    before = _preferred, _any_rows
+    _preferred, _any_rows = backend, any_rows
     try:
         yield
     finally:
-        _preferred = before
+        _preferred, _any_rows = before
 
 
 def _load_fast_forms() -> Iterator[tuple[tuple[str, str], FastForm]]:

@@ -4,9 +4,10 @@ import json
 from statistics import median
 
 import pytest
+import torch
 
 from longwave.benchmarks import Watch, certificates, mixers, run_benchmark
-from longwave.ops import BackendUnavailable
+from longwave.ops import BackendUnavailable, _dispatch
 
 KEYS = {
     "mixer", "num_tokens", "pass", "dtype", "seconds", "softmax_seconds", "softmax_floor_seconds", "ratio",
@@ -148,10 +149,17 @@ def test_a_backend_that_an_op_lacks_is_refused_before_anything_runs(tiny, truste
     assert not said
 
 
-def test_certificates_reach_the_forms_that_auto_takes():
-    from longwave.ops import _dispatch
+def test_certificates_are_of_the_forms_that_long_sequences_take(tiny, monkeypatch):
+    taken = []
 
-    assert max(form.pays_from for form in _dispatch._fast_forms.values()) <= certificates.LONGEST
+    def look(subject, *, longest):
+        forms = ("naive", "torch", torch.randn(1, 1, 2, 4))
+        taken.append(_dispatch.select_form("linear_attention", "auto", *forms))
+        return certificates.Certificate(subject.name, ())
+
+    monkeypatch.setattr(certificates, "certify", look)
+    run_benchmark(tiny(mixers="softmax", lengths="24", passes="forward"))
+    assert taken[0] is _dispatch._fast_forms["numba", "linear_attention"].function
 
 
 def _line(key, verdict):

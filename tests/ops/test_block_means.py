@@ -113,6 +113,19 @@ def test_each_document_equals_itself_alone(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_document_after_one_that_overflowed_is_finite(backend):
+    x, starts = make(40), torch.zeros(2, 40, dtype=torch.bool)
+    x[:, 3], starts[:, 17] = torch.inf, True
+    assert run(x, 4, starts=starts, backend=backend)["means"][:, 17:].isfinite().all()
+
+
+def test_numba_is_a_well_formed_operator():
+    x, sums = make(7).requires_grad_(), torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
+    positions = torch.tensor([[5, 6, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]])
+    torch.library.opcheck(torch.ops.longwave.block_means_numba.default, (x, sums, positions))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_inputs_are_summed_in_float32(backend):
     x = make(512, dtype=torch.bfloat16)
     exact = run(x.double(), 9, backend="naive")

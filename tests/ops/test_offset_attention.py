@@ -102,6 +102,15 @@ def test_numba_takes_many_short_rows_together():
     assert_close(fast, naive)
 
 
+def test_numba_is_a_well_formed_operator():
+    q, k, v, past = (
+        torch.randn(B, *shape, D, dtype=torch.float64, requires_grad=True)
+        for shape in ((7, H), (7, 2), (7, 2), (2, 2, 2))
+    )
+    positions = torch.tensor([[5, 6, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]])
+    torch.library.opcheck(torch.ops.longwave.offset_attention_numba.default, (q, k, v, past, positions, 3))
+
+
 def test_numba_compiles_whole():
     inputs, starts = make(40), random_starts(B, 40)
 

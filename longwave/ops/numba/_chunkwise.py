@@ -22,8 +22,8 @@ from torch import Tensor
 
 from longwave.ops.numba._adapter import kernel, prange
 
-#: Rows (tokens times heads) of a segment: its temporaries should stay in the cache.
-SEGMENT_ROWS = 1024
+#: Elements of a segment's keys: its temporaries should stay in the cache.
+SEGMENT_SIZE = 320 * 1024
 
 
 class Scratch:
@@ -51,12 +51,12 @@ class Span(NamedTuple):
     end: int
 
 
-def spans(batch_size: int, num_rows: int, heads: int, chunk: int, segment_rows: int = SEGMENT_ROWS) -> list[Span]:
+def spans(batch_size: int, num_rows: int, width: int, chunk: int, size: int = SEGMENT_SIZE) -> list[Span]:
     """The pieces that are worked on at a time, in order: parts of a long sequence, or several short ones.
 
-    A piece has about ``segment_rows`` rows (tokens times heads), a multiple of ``chunk``.
+    A piece has about ``size`` elements, ``width`` to a row, and a multiple of ``chunk`` rows.
     """
-    length = max(1, segment_rows // (heads * chunk)) * chunk
+    length = max(1, size // (width * chunk)) * chunk
     together = max(1, length // num_rows)
     return [
         Span(batch, min(together, batch_size - batch), begin, min(begin + length, num_rows))

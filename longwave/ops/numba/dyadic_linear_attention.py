@@ -185,7 +185,7 @@ class _Work:
         self.maps = torch.stack([key_maps, value_maps]).view(2, self.levels * width, width)
         self.rule = Rule(mixture, normalize=True, eps=eps)
         self.chunk = min(chunk_size, num_rows)
-        cuts = spans(batch_size, num_rows, heads, self.chunk)
+        cuts = spans(batch_size, num_rows, (self.levels + 1) * heads * width, self.chunk)
         begins = sorted({span.begin for span in cuts})
         self.plan = [(begins.index(span.begin), span) for span in cuts]
         self.num_saved = len(begins)

@@ -24,7 +24,7 @@ from longwave.ops.numba._chunkwise import (
 )
 
 #: Rows (batch times tokens) from which this form was measured to beat torch's.
-PAYS_FROM = 64
+PAYS_FROM = 2048
 
 
 def linear_attention_numba(
@@ -139,9 +139,9 @@ def _rule(like: Tensor) -> Rule:
 
 def _plan(k: Tensor, chunk_size: int) -> tuple[list[tuple[int, Span]], int, Scratch]:
     """Spans, each with the index of its saved state; the rows of a chunk; fresh scratch."""
-    batch_size, num_rows, M, heads, _ = k.shape
+    batch_size, num_rows, M, heads, width = k.shape
     chunk = min(chunk_size, num_rows)
-    plan = spans(batch_size, num_rows, M * heads, chunk)
+    plan = spans(batch_size, num_rows, M * heads * width, chunk)
     begins = sorted({span.begin for span in plan})
     return [(begins.index(span.begin), span) for span in plan], chunk, Scratch(k)
 

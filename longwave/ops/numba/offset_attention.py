@@ -17,10 +17,10 @@ from longwave.ops.numba._adapter import exp, kernel, prange
 from longwave.ops.numba._chunkwise import Scratch, Span, spans
 
 #: Rows (batch times tokens) from which this form was measured to beat torch's.
-PAYS_FROM = 64
+PAYS_FROM = 128
 LARGEST_BLOCK, SMALLEST_BLOCK = 32, 16
-#: Rows of scores (tokens times heads times blocks that a query sees) of a segment.
-SEGMENT_ROWS = 8192
+#: Elements of the keys that a segment's queries see.
+SEGMENT_SIZE = 512 * 1024
 
 
 def offset_attention_numba(
@@ -103,7 +103,7 @@ class _Work:
         fitting = 1 << (window - 1).bit_length()
         self.block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, fitting), num_rows)
         self.earlier = -(-(window - 1) // self.block)
-        self.plan = spans(batch_size, num_rows, heads * (self.earlier + 1), self.block, SEGMENT_ROWS)
+        self.plan = spans(batch_size, num_rows, (self.earlier + 1) * heads * self.width, self.block, SEGMENT_SIZE)
         self.scratch = Scratch(self.q)
 
     def first(self, span: Span) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,17 +27,6 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
-
-
-def commit() -> str:
-    """Commit of the source checkout, ``-dirty`` where files differ from it; an installed package's version."""
-    root = Path(__file__).parents[2]
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        if found:
-            return found
-    return version("longwave")
 
 
 @torch.no_grad()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from longwave.benchmarks.breakdown import take_apart
-from longwave.benchmarks.machine import commit, machine
+from longwave.benchmarks.machine import machine
 from longwave.benchmarks.mixers import certified, time_mixers
 from longwave.benchmarks.ops import time_ops
 from longwave.benchmarks.rows import Report
 from longwave.benchmarks.settings import Settings
 from longwave.benchmarks.watch import Watch
 from longwave.ops import use_backend
+from longwave.verification.provenance import commit
 
 
 def run_benchmark(settings: Settings, watch: Watch | None = None) -> Report:

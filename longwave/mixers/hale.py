@@ -20,7 +20,7 @@ P, R, w_scale -> levels.{keys,values,logits}; G1, G2 -> gate.{hidden,out}.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -207,13 +207,15 @@ class Hale(TokenMixer):
             return self._decode_as_published(x, state, starts, return_state)
         q, k, v, local_k, local_v = self._project(x)  # [B, N, H, d] each
         ring, past = (None, None) if state is None else state.branches()
-        shared = {"starts": starts, "return_state": True}
-        local, ring = offset_attention(q, local_k, local_v, window=self.window, initial_state=ring, **shared)
-        glob, past = dyadic_linear_attention(
+        shared = {"starts": starts, "return_state": return_state}
+        local: Any = offset_attention(q, local_k, local_v, window=self.window, initial_state=ring, **shared)
+        glob: Any = dyadic_linear_attention(
             *(q, k, v, *self._mixture(q)), eps=EPS, chunk_size=self.chunk_size, initial_state=past, **shared
         )
-        y = self._combine(x, local, glob)
-        return y, HaleState(past.memory, past.blocks, ring.rows, ring.tokens) if return_state else None
+        if not return_state:
+            return self._combine(x, local, glob), None
+        (local, ring), (glob, past) = local, glob
+        return self._combine(x, local, glob), HaleState(past.memory, past.blocks, ring.rows, ring.tokens)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from longwave.evaluation import LikelihoodScore
 from longwave.model import LongwaveForCausalLM
 from longwave.training.configuration import Run
+from longwave.verification.provenance import commit
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def make_record(
         num_threads=torch.get_num_threads(),
         versions={
             "longwave": version("longwave"),
-            "commit": _commit(),
+            "commit": commit(),
             "torch": torch.__version__,
             "transformers": version("transformers"),
             "python": platform.python_version(),
@@ -84,12 +83,3 @@ def forecast(run: Run, model: LongwaveForCausalLM, row: dict[str, torch.Tensor],
         f"gradients and optimizer), {run.training.tokens:,} tokens in {total_steps:,} steps, "
         f"about {minutes:,.1f} minutes"
     )
-
-
-def _commit() -> str:
-    """The commit of the source checkout, or ``"unknown"`` for an installed package."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"

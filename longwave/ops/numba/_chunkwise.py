@@ -43,12 +43,18 @@ class Scratch:
 
 
 class Span(NamedTuple):
-    """Rows ``begin`` to ``end`` of ``num_sequences`` batch rows from ``batch`` on."""
+    """Rows ``begin`` to ``end`` of ``num_sequences`` batch rows from ``batch`` on: their ``segment``-th piece."""
 
+    segment: int
     batch: int
     num_sequences: int
     begin: int
     end: int
+
+    @property
+    def sequences(self) -> slice:
+        """The batch rows."""
+        return slice(self.batch, self.batch + self.num_sequences)
 
 
 def spans(batch_size: int, num_rows: int, width: int, chunk: int, size: int = SEGMENT_SIZE) -> list[Span]:
@@ -59,9 +65,9 @@ def spans(batch_size: int, num_rows: int, width: int, chunk: int, size: int = SE
     length = max(1, size // (width * chunk)) * chunk
     together = max(1, length // num_rows)
     return [
-        Span(batch, min(together, batch_size - batch), begin, min(begin + length, num_rows))
+        Span(segment, batch, min(together, batch_size - batch), begin, min(begin + length, num_rows))
         for batch in range(0, batch_size, together)
-        for begin in range(0, num_rows, length)
+        for segment, begin in enumerate(range(0, num_rows, length))
     ]
 
 

@@ -83,10 +83,10 @@ def _forward(
     work = _Work(q, k, v, key_maps, value_maps, mixture, positions, eps, chunk_size)
     out, carried = torch.empty_like(q), (*_split(memory), rearrange(sums, "b l p h d -> b h l p d").clone())
     saved = [x.new_empty(work.num_saved, *x.shape) for x in carried]
-    for index, span in work.plan:
-        rows = slice(span.batch, span.batch + span.num_sequences)
+    for span in work.plan:
+        rows = span.sequences
         for kept, current in zip(saved, carried, strict=True):
-            kept[index, rows] = current[rows]
+            kept[span.segment, rows] = current[rows]
         S, z, sums = (x[rows] for x in carried)
         segment = work.segment(span, sums)
         packed = forward_segment(segment, work.rule, S.flatten(0, 1), z.flatten(0, 1), work.scratch)
@@ -117,9 +117,9 @@ def _backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     d_maps, d_mixture = torch.zeros_like(work.maps), torch.zeros_like(mixture)
     d_carried, scratch = (*_split(grad_memory), torch.zeros_like(saved_sums[0])), work.scratch
-    for index, span in reversed(work.plan):
-        rows = slice(span.batch, span.batch + span.num_sequences)
-        S, z, sums = (x[index, rows].clone() for x in (saved_S, saved_z, saved_sums))
+    for span in reversed(work.plan):
+        rows = span.sequences
+        S, z, sums = (x[span.segment, rows].clone() for x in (saved_S, saved_z, saved_sums))
         dS, dz, d_sums = (x[rows] for x in d_carried)
         segment = work.segment(span, sums)
         packed_grad = scratch("grad", *segment.q.shape)
@@ -185,10 +185,8 @@ class _Work:
         self.maps = torch.stack([key_maps, value_maps]).view(2, self.levels * width, width)
         self.rule = Rule(mixture, normalize=True, eps=eps)
         self.chunk = min(chunk_size, num_rows)
-        cuts = spans(batch_size, num_rows, (self.levels + 1) * heads * width, self.chunk)
-        begins = sorted({span.begin for span in cuts})
-        self.plan = [(begins.index(span.begin), span) for span in cuts]
-        self.num_saved = len(begins)
+        self.plan = spans(batch_size, num_rows, (self.levels + 1) * heads * width, self.chunk)
+        self.num_saved = self.plan[-1].segment + 1
         self.scratch = Scratch(q)
 
     def shape(self, span: Span) -> tuple[int, int, int, int]:
@@ -211,7 +209,7 @@ class _Work:
     def _decay(self, span: Span) -> Tensor | None:
         """0 where a document begins, 1 elsewhere; ``None`` if none begins after the piece's first row."""
         begin = max(span.begin, 1)
-        begins = self.positions[span.batch : span.batch + span.num_sequences, begin : span.end] == 0
+        begins = self.positions[span.sequences, begin : span.end] == 0
         if not begins.any():
             return None
         X, n, C, _ = self.shape(span)
@@ -234,7 +232,7 @@ def _joined(S: Tensor, z: Tensor) -> Tensor:
 
 def _slab(x: Tensor, span: Span) -> Tensor:
     """A span's rows of `[B, N, H, d]` as a matrix `[rows, d]`, which they are in memory too."""
-    return x[span.batch : span.batch + span.num_sequences, span.begin : span.end].view(-1, x.shape[-1])
+    return x[span.sequences, span.begin : span.end].view(-1, x.shape[-1])
 
 
 def _last_blocks(k: Tensor, v: Tensor, blocks: Tensor, positions: Tensor) -> Tensor:

@@ -52,11 +52,11 @@ def _forward(
     q, k, v, log_decay = _contiguous(q, k, v, log_decay)
     out, final = torch.empty_like(v), state.contiguous().clone()
     plan, chunk, scratch = _plan(k, chunk_size)
-    saved = q.new_empty(_num_saved(plan), *state.shape)
+    saved = q.new_empty(plan[-1].segment + 1, *state.shape)
     rule = _rule(q)
-    for index, span in plan:
-        rows = slice(span.batch, span.batch + span.num_sequences)
-        saved[index, rows] = final[rows]
+    for span in plan:
+        rows = span.sequences
+        saved[span.segment, rows] = final[rows]
         segment = _segment(q, k, v, log_decay, span, chunk, scratch)
         _unpack_streams(forward_segment(segment, rule, *_sequences(final[rows]), scratch), span, out)
     return out, final, saved
@@ -80,12 +80,12 @@ def _backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     plan, chunk, scratch = _plan(k, chunk_size)
     rule = _rule(q)
-    for index, span in reversed(plan):
+    for span in reversed(plan):
         segment = _segment(q, k, v, log_decay, span, chunk, scratch)
         out_grad = scratch("grad", *segment.v.shape)
         _pack_streams(grad, span, out_grad)
-        rows = slice(span.batch, span.batch + span.num_sequences)
-        states, d_states = _sequences(saved[index, rows].clone()), _sequences(d_state[rows])
+        rows = span.sequences
+        states, d_states = _sequences(saved[span.segment, rows].clone()), _sequences(d_state[rows])
         packed_q, packed_k, packed_v, _ = backward_segment(segment, rule, *states, out_grad, *d_states, scratch)
         heads = k.shape[2] * k.shape[3]
         b, length = span.num_sequences, segment.q.shape[1:]
@@ -104,7 +104,7 @@ def _backward(
 @_forward.register_fake
 def _(q, k, v, log_decay, state, chunk_size):
     plan, _, _ = _plan(k, chunk_size)
-    return torch.empty_like(v), torch.empty_like(state), q.new_empty(_num_saved(plan), *state.shape)
+    return torch.empty_like(v), torch.empty_like(state), q.new_empty(plan[-1].segment + 1, *state.shape)
 
 
 @_backward.register_fake
@@ -137,17 +137,11 @@ def _rule(like: Tensor) -> Rule:
     return Rule(like.new_ones(1), normalize=False, eps=0.0)
 
 
-def _plan(k: Tensor, chunk_size: int) -> tuple[list[tuple[int, Span]], int, Scratch]:
-    """Spans, each with the index of its saved state; the rows of a chunk; fresh scratch."""
+def _plan(k: Tensor, chunk_size: int) -> tuple[list[Span], int, Scratch]:
+    """Spans, the rows of a chunk, fresh scratch."""
     batch_size, num_rows, M, heads, width = k.shape
     chunk = min(chunk_size, num_rows)
-    plan = spans(batch_size, num_rows, M * heads * width, chunk)
-    begins = sorted({span.begin for span in plan})
-    return [(begins.index(span.begin), span) for span in plan], chunk, Scratch(k)
-
-
-def _num_saved(plan: list[tuple[int, Span]]) -> int:
-    return 1 + max(index for index, _ in plan)
+    return spans(batch_size, num_rows, M * heads * width, chunk), chunk, Scratch(k)
 
 
 def _segment(

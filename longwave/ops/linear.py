@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import custom_op
 
 #: Rows from which oneDNN was measured to be faster.
 PAYS_FROM = 64
@@ -52,7 +53,7 @@ def _plain(matrix: Tensor) -> Tensor:
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
-@torch.library.custom_op("longwave::linear_onednn", mutates_args=())
+@custom_op("longwave::linear_onednn", mutates_args=())
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _by_onednn(x, weight, bias)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.library import opcheck
 
 from longwave.ops import BlockSums, available_backends, block_means
 from tests.ops.compare import assert_close, documents, pieces, random_starts, with_gradients
@@ -122,7 +123,7 @@ def test_a_document_after_one_that_overflowed_is_finite(backend):
 def test_numba_is_a_well_formed_operator():
     x, sums = make(7).requires_grad_(), torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
     positions = torch.tensor([[5, 6, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]])
-    torch.library.opcheck(torch.ops.longwave.block_means_numba.default, (x, sums, positions))
+    opcheck(torch.ops.longwave.block_means_numba.default, (x, sums, positions))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

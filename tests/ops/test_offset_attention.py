@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.library import opcheck
 
 from longwave.ops import Ring, available_backends, empty_ring, offset_attention
 from tests.ops.compare import assert_close, documents, pieces, random_starts, with_gradients
@@ -108,7 +109,7 @@ def test_numba_is_a_well_formed_operator():
         for shape in ((7, H), (7, 2), (7, 2), (2, 2, 2))
     )
     positions = torch.tensor([[5, 6, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]])
-    torch.library.opcheck(torch.ops.longwave.offset_attention_numba.default, (q, k, v, past, positions, 3))
+    opcheck(torch.ops.longwave.offset_attention_numba.default, (q, k, v, past, positions, 3))
 
 
 def test_numba_compiles_whole():

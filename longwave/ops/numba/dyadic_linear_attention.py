@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.library import custom_op
 
 from longwave.ops.documents import document_positions
 from longwave.ops.linear import product
@@ -61,7 +62,7 @@ def dyadic_linear_attention_numba(
     return out, memory, _last_blocks(k, v, blocks, positions)
 
 
-@torch.library.custom_op("longwave::dyadic_linear_attention_numba", mutates_args=())
+@custom_op("longwave::dyadic_linear_attention_numba", mutates_args=())
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -94,7 +95,7 @@ def _forward(
     return out, _joined(*carried[:2]), *saved
 
 
-@torch.library.custom_op("longwave::dyadic_linear_attention_numba_backward", mutates_args=())
+@custom_op("longwave::dyadic_linear_attention_numba_backward", mutates_args=())
 def _backward(
     q: Tensor,
     k: Tensor,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from longwave.ops.numba._chunkwise import (
     Rule,
@@ -44,7 +45,7 @@ def linear_attention_numba(
     return out, final
 
 
-@torch.library.custom_op("longwave::linear_attention_numba", mutates_args=())
+@custom_op("longwave::linear_attention_numba", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +63,7 @@ def _forward(
     return out, final, saved
 
 
-@torch.library.custom_op("longwave::linear_attention_numba_backward", mutates_args=())
+@custom_op("longwave::linear_attention_numba_backward", mutates_args=())
 def _backward(
     q: Tensor,
     k: Tensor,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from longwave.ops.numba._adapter import exp, kernel, prange
 from longwave.ops.numba._chunkwise import Scratch, Span, spans
@@ -34,7 +35,7 @@ def offset_attention_numba(
     return _forward(*rows, positions, window).to(q.dtype)
 
 
-@torch.library.custom_op("longwave::offset_attention_numba", mutates_args=())
+@custom_op("longwave::offset_attention_numba", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, past: Tensor, positions: Tensor, window: int) -> Tensor:
     work = _Work(q, k, v, past, positions, window)
     out = torch.empty_like(work.q)
@@ -45,7 +46,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, past: Tensor, positions: Tensor, w
     return out
 
 
-@torch.library.custom_op("longwave::offset_attention_numba_backward", mutates_args=())
+@custom_op("longwave::offset_attention_numba_backward", mutates_args=())
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, past: Tensor, positions: Tensor, grad: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

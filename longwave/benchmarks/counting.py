@@ -52,16 +52,21 @@ def _attention_backward(grad: Size, q: Size, k: Size, v: Size, out: Size, sums: 
     return _visible(q, k, rest[1]) * sdpa_backward_flop_count(grad, q, k, v) // (q[-2] * k[-2])
 
 
+def _triangular(matrix: Size, right: Size, *rest, **options) -> int:
+    return matrix[-1] * right.numel()
+
+
 def _visible(q: Size, k: Size, causal: bool) -> int:
     """Pairs of a query and a key that it reads."""
     return q[-2] * (q[-2] + 1) // 2 if causal else q[-2] * k[-2]
 
 
-#: PyTorch's table and what it lacks: its CPU attention, and products by oneDNN, ours and its own.
+#: PyTorch's table and what it lacks: its CPU attention, triangular systems, and products by oneDNN, ours and its own.
 _FORMULAS = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
+    torch.ops.aten.linalg_solve_triangular: shape_wrapper(_triangular),
     torch.ops.longwave.linear_onednn: shape_wrapper(_linear),
     torch.ops.mkldnn._linear_pointwise: shape_wrapper(_linear),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from longwave import ops
 
@@ -28,6 +29,7 @@ class Example(NamedTuple):
 
 
 LEVELS = 4
+TAPS = 4
 
 
 def _attention(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
@@ -46,9 +48,22 @@ def _dyadic(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
     return {**_attention(shape, randn), **maps, "weights": randn(LEVELS).softmax(dim=0)}
 
 
+def _convolution(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    channels = shape.num_heads * shape.head_dim
+    return {"x": randn(shape.batch_size, shape.num_tokens, channels), "weight": randn(TAPS, channels)}
+
+
+def _delta_rule(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    tensors = _attention(shape, randn)
+    gates = {name: randn(*shape[:3]).sigmoid() for name in ("beta", "decay")}
+    return {**tensors, "k": normalize(tensors["k"], dim=-1), "beta": gates["beta"], "log_decay": gates["decay"].log()}
+
+
 EXAMPLES = {
     "block_means": Example(ops.block_means, lambda shape, randn: {"x": randn(*shape)}, {"num_levels": LEVELS}),
+    "causal_convolution": Example(ops.causal_convolution, _convolution, {}),
     "dyadic_linear_attention": Example(ops.dyadic_linear_attention, _dyadic, {}),
+    "gated_delta_rule": Example(ops.gated_delta_rule, _delta_rule, {}),
     "linear_attention": Example(ops.linear_attention, _linear_attention, {}),
     "offset_attention": Example(ops.offset_attention, _attention, {"window": 64}),
 }

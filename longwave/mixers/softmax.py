@@ -144,7 +144,7 @@ class Softmax(TokenMixer):
         D, kv = self.hidden_size, self.num_kv_heads * self.head_dim
         projections = num_tokens * 4 * D * (D + kv)
         if self.window is None:
-            return projections + 4 * D * num_tokens * num_tokens
+            return projections + 2 * D * num_tokens * (num_tokens + 1)
         return projections + 4 * D * num_tokens * (2 * min(self.window, num_tokens) - 1)
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,10 +17,13 @@ OPTIONS = {
     "starts": {"starts": True},
     "state": {"state": True},
     "decay": {"decay": True},
+    "decay by feature": {"decay": "feature"},
     "unnormalised": {"normalize": False},
     "everything": {"starts": True, "state": True, "decay": True},
+    "everything by feature": {"starts": True, "state": True, "decay": "feature", "normalize": False},
     "everything unnormalised": {"starts": True, "state": True, "decay": True, "normalize": False},
 }
+CASES = ("plain", "everything", "everything by feature")
 
 
 def make(num_rows, *, streams=3, starts=False, state=False, decay=False, normalize=True, dtype=torch.float64):
@@ -32,7 +35,8 @@ def make(num_rows, *, streams=3, starts=False, state=False, decay=False, normali
         "v": torch.randn(B, num_rows, streams, H, e, dtype=dtype),
     }
     if decay:
-        inputs["log_decay"] = -torch.rand(B, num_rows, H, dtype=dtype)
+        shape = (B, num_rows, H, d) if decay == "feature" else (B, num_rows, H)
+        inputs["log_decay"] = -torch.rand(shape, dtype=dtype)
     if state:
         inputs["initial_state"] = torch.rand(B, streams, H, d, e + normalize, dtype=dtype)
     return inputs, {"normalize": normalize, "starts": random_starts(B, num_rows) if starts else None}
@@ -56,10 +60,10 @@ def test_naive_is_the_formula(options):
         decays = inputs.get("log_decay", torch.zeros(2, N, 2, dtype=q.dtype))[b, :, h]
         values, total = torch.zeros(v.shape[-1], dtype=q.dtype), torch.zeros((), dtype=q.dtype)
         for j in range(document.start, i + 1):
-            weight = decays[j + 1 : i + 1].sum().exp() * (q[b, i, h] @ k[b, j, m, h])
+            weight = (decays[j + 1 : i + 1].sum(dim=0).exp() * q[b, i, h]) @ k[b, j, m, h]
             values, total = values + weight * v[b, j, m, h], total + weight
         if "initial_state" in inputs and (starts is None or not starts[b, : i + 1].any()):
-            past = decays[: i + 1].sum().exp() * (q[b, i, h] @ inputs["initial_state"][b, m, h])
+            past = (decays[: i + 1].sum(dim=0).exp() * q[b, i, h]) @ inputs["initial_state"][b, m, h]
             values = values + past[: v.shape[-1]]
             total = total + (past[-1] if normalize else 0.0)
         expected = values / total.clamp(min=1e-6) if normalize else values
@@ -79,14 +83,15 @@ def test_fast_equals_naive_in_values_and_gradients(options, num_rows, backend):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "everything"])
+@pytest.mark.parametrize("options", [OPTIONS[case] for case in CASES], ids=CASES)
 def test_fast_equals_naive_on_a_thousand_rows(options, backend):
     inputs, arguments = make(1000, **options)
     assert_close(run(inputs, arguments, backend=backend), run(inputs, arguments, backend="naive"))
 
 
-def test_numba_equals_naive_in_float32_over_many_segments():
-    inputs, arguments = make(3000, streams=2, starts=True, state=True, decay=True)
+@pytest.mark.parametrize("decay", [True, "feature"])
+def test_numba_equals_naive_in_float32_over_many_segments(decay):
+    inputs, arguments = make(3000, streams=2, starts=True, state=True, decay=decay)
 
     def rounded(given):
         found = run({name: x.float() for name, x in given.items()}, arguments, backend="numba")
@@ -96,8 +101,9 @@ def test_numba_equals_naive_in_float32_over_many_segments():
     assert_close(with_gradients(rounded, inputs), exact, relative=1e-5)
 
 
-def test_numba_compiles_whole():
-    inputs, arguments = make(40, starts=True, state=True, decay=True)
+@pytest.mark.parametrize("decay", [True, "feature"])
+def test_numba_compiles_whole(decay):
+    inputs, arguments = make(40, starts=True, state=True, decay=decay)
 
     def compute(given):
         return run(given, arguments, chunk_size=16, backend="numba")
@@ -106,7 +112,7 @@ def test_numba_compiles_whole():
     assert_close(with_gradients(compiled, inputs), with_gradients(compute, inputs))
 
 
-@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "everything"])
+@pytest.mark.parametrize("options", [OPTIONS[case] for case in CASES], ids=CASES)
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 99, 100, 5000])
 @pytest.mark.parametrize("backend", FAST)
 def test_chunk_size_never_changes_a_result(options, chunk_size, backend):
@@ -116,7 +122,7 @@ def test_chunk_size_never_changes_a_result(options, chunk_size, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "everything"])
+@pytest.mark.parametrize("options", [OPTIONS[case] for case in CASES], ids=CASES)
 @pytest.mark.parametrize("cuts", [(50,), (1, 2, 3, 4), (9, 16, 17, 63, 64, 65)])
 def test_pieces_with_the_state_carried_equal_the_whole(backend, options, cuts):
     inputs, arguments = make(100, **options)
@@ -132,7 +138,7 @@ def test_pieces_with_the_state_carried_equal_the_whole(backend, options, cuts):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("decay", [False, True])
+@pytest.mark.parametrize("decay", [False, True, "feature"])
 def test_each_document_equals_itself_alone(backend, decay):
     inputs, arguments = make(100, starts=True, decay=decay)
     packed = run(inputs, arguments, chunk_size=16, backend=backend)
@@ -194,8 +200,9 @@ def test_uninitialised_memory_is_never_read(options, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_decay_of_zero_forgets_everything_before_its_row(backend):
-    inputs, arguments = make(40, decay=True)
+@pytest.mark.parametrize("decay", [True, "feature"])
+def test_a_decay_of_zero_forgets_everything_before_its_row(backend, decay):
+    inputs, arguments = make(40, decay=decay)
     inputs["log_decay"][:, 13] = -torch.inf
     later = {name: tensor[:, 13:] for name, tensor in inputs.items()}
     found = run(inputs, arguments, chunk_size=16, backend=backend)
@@ -204,8 +211,9 @@ def test_a_decay_of_zero_forgets_everything_before_its_row(backend):
 
 
 @pytest.mark.parametrize("backend", FAST)
-def test_a_strong_decay_leaves_later_weights_their_precision(backend):
-    inputs, arguments = make(40, decay=True, dtype=torch.float32)
+@pytest.mark.parametrize("decay", [True, "feature"])
+def test_a_strong_decay_leaves_later_weights_their_precision(backend, decay):
+    inputs, arguments = make(40, decay=decay, dtype=torch.float32)
     inputs["log_decay"] *= 0.1
     inputs["log_decay"][:, 5] = -1e6
     exact = run({name: tensor.double() for name, tensor in inputs.items()}, arguments, backend="naive")

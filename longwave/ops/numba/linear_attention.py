@@ -4,14 +4,17 @@ The backward pass walks the segments from the last to the first, each from the s
 saved at its beginning. The decay's gradient needs no pass of its own: a row's decay scales every weight that
 crosses it, so it collects what the queries after it and the keys before it have received,
 d log a_t = sum_{i>=t} (q_i·dq_i - k_i·dk_i) + S·dS at the end (https://arxiv.org/abs/2312.06635).
+A decay of its own for each feature takes the recurrence itself.
 """
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 from torch.library import custom_op
 
+from longwave.ops.documents import expand_mask
 from longwave.ops.numba._chunkwise import (
     Rule,
     Scratch,
@@ -23,6 +26,7 @@ from longwave.ops.numba._chunkwise import (
     spans,
     unpack,
 )
+from longwave.ops.numba._recurrence import recurrence
 
 #: Rows (batch times tokens) from which this form was measured to beat torch's.
 PAYS_FROM = 2048
@@ -40,9 +44,21 @@ def linear_attention_numba(
     """See :func:`longwave.ops.linear_attention.linear_attention_torch`, whose shapes these are."""
     if starts is not None:  # a start is a decay to nothing
         like = q.new_zeros(q.shape[:3]) if log_decay is None else log_decay
-        log_decay = like.masked_fill(starts[..., None], -torch.inf)
+        log_decay = like.masked_fill(expand_mask(starts, like), -torch.inf)
+    if log_decay is not None and log_decay.dim() == 4:
+        return _by_feature(q, k, v, log_decay, state)
     out, final, _ = _forward(q, k, v, log_decay, state, chunk_size)
     return out, final
+
+
+def _by_feature(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    streams = k.shape[2]
+    q, decay = (repeat(x, "b n h d -> b n (m h) d", m=streams) for x in (q, log_decay.exp()))
+    k, v = (rearrange(x, "b n m h c -> b n (m h) c") for x in (k, v))
+    out, final, _ = recurrence(q, k, v, decay, None, rearrange(state, "b m h d e -> b (m h) d e"))
+    return rearrange(out, "b n (m h) e -> b n m h e", m=streams), rearrange(
+        final, "b (m h) d e -> b m h d e", m=streams
+    )
 
 
 @custom_op("longwave::linear_attention_numba", mutates_args=())

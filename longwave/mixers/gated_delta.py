@@ -1,0 +1,132 @@
+"""The gated delta rule: a memory that overwrites what a key held instead of adding to it, and forgets.
+
+    S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}ᵀ k_t)ᵀ;   o_t = S_tᵀ q_t / sqrt(d)
+    y = W_o (RMSNorm(o) silu(W_g x))
+
+The bracket is what the memory gets wrong about k_t: with beta_t = 1 it holds exactly v_t for k_t afterwards,
+where linear attention would hold a sum. a_t = exp(-A step_t) forgets, one number for each head. Queries and keys
+have unit length, so that nothing grows; they and the values pass a short causal convolution and SiLU.
+
+Yang et al. 2024, https://arxiv.org/abs/2412.06464, sizes included; without a decay (``decay=False``) it is
+DeltaNet, https://arxiv.org/abs/2406.06484.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
+from longwave.modules import ConvolvedHeads, GatedOutput, HeadDecay, Linear, head_width
+from longwave.ops import Ring, gated_delta_rule
+
+
+class GatedDeltaState(NamedTuple):
+    """``memory`` `[B, H, d, e]`, from keys to values; ``rows`` `[B, R, C]`, the convolution's; ``tokens`` `[B]`."""
+
+    memory: Tensor
+    rows: Tensor
+    tokens: Tensor
+
+
+class GatedDelta(TokenMixer):
+    """Gated delta rule.
+
+    Args:
+        hidden_size: D.
+        num_heads: H.
+        decay: whether the memory forgets; False is DeltaNet.
+        expand_k: key channels of all heads over D.
+        expand_v: value channels of all heads over D.
+        conv_size: rows that the convolution reads, the present one included, at least 2.
+        chunk_size: rows of a chunk of the chunkwise form; never changes a result.
+
+    Raises:
+        ValueError: an argument is outside its range, or heads would not have whole widths.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        decay: bool = True,
+        expand_k: float = 0.75,
+        expand_v: float = 1.5,
+        conv_size: int = 4,
+        chunk_size: int = 64,
+    ) -> None:
+        super().__init__(hidden_size, num_heads)
+        if conv_size < 2 or chunk_size < 1:
+            raise ValueError(
+                f"gated_delta needs conv_size at least 2 and chunk_size at least 1, got {conv_size}, {chunk_size}"
+            )
+        self.key_dim = head_width("gated_delta: expand_k", expand_k, hidden_size, num_heads)
+        self.value_dim = head_width("gated_delta: expand_v", expand_v, hidden_size, num_heads)
+        self.conv_size, self.chunk_size = conv_size, chunk_size
+        self.heads = ConvolvedHeads(hidden_size, num_heads, (self.key_dim, self.key_dim, self.value_dim), conv_size)
+        self.decay = HeadDecay(hidden_size, num_heads) if decay else None
+        self.strength_proj = Linear(hidden_size, num_heads, bias=False)
+        self.output = GatedOutput(hidden_size, num_heads, self.value_dim)
+
+    def reset_parameters(self) -> None:
+        self.heads.reset_parameters()
+        if self.decay is not None:
+            self.decay.reset_parameters()
+
+    def declaration(self) -> Declaration:
+        return Declaration(growth="constant", edges=(self.conv_size, self.chunk_size))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: GatedDeltaState | None = None,
+        *,
+        starts: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, GatedDeltaState | None]:
+        memory, ring = (None, None) if state is None else (state.memory, Ring(state.rows, state.tokens))
+        shared: dict[str, Any] = {"starts": starts, "return_state": return_state}
+        (q, k, v), ring = self.heads(x, ring, **shared)  # [B, N, H, d] twice, [B, N, H, e]
+        q, k = (F.normalize(part, dim=-1, eps=1e-6) for part in (q, k))
+        strength = observe("gated_delta.strength", torch.sigmoid(self.strength_proj(x)))  # beta, [B, N, H]
+        log_decay = None if self.decay is None else observe("gated_delta.log_decay", self.decay(x)[0])
+        found: Any = gated_delta_rule(
+            *(q * self.key_dim**-0.5, k, v, strength),
+            **{"log_decay": log_decay, "chunk_size": self.chunk_size, "initial_state": memory},
+            **shared,
+        )
+        out, memory = found if return_state else (found, None)
+        y = self.output(observe("gated_delta.heads", out), x)
+        if memory is None or ring is None:
+            return y, None
+        return y, GatedDeltaState(memory, ring.rows, ring.tokens)
+
+    def step(self, x: Tensor, state: GatedDeltaState) -> tuple[Tensor, GatedDeltaState]:
+        return step_by_forward(self, x, state)
+
+    def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> GatedDeltaState:
+        weight = self.strength_proj.weight
+        dtype, device = torch.promote_types(dtype or weight.dtype, torch.float32), device or weight.device
+        channels = sum(self.heads.sizes)
+        return GatedDeltaState(
+            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=dtype),
+            torch.zeros(batch_size, self.conv_size - 1, channels, device=device, dtype=dtype),
+            torch.zeros(batch_size, dtype=torch.int64, device=device),
+        )
+
+    def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
+        wide = torch.promote_types(dtype, torch.float32).itemsize
+        memory = self.num_heads * self.key_dim * self.value_dim
+        return wide * (memory + (self.conv_size - 1) * sum(self.heads.sizes)) + 8
+
+    def flops(self, num_tokens: int) -> int:
+        D, H, d, e = self.hidden_size, self.num_heads, self.key_dim, self.value_dim
+        chunk = min(self.chunk_size, num_tokens)
+        projections = 2 * D * H * (2 * d + 3 * e + 1 + (self.decay is not None))
+        pairs = 2 * chunk * H * (2 * d + e)
+        system = chunk * H * (d + e)
+        return num_tokens * (projections + pairs + system + 6 * H * d * e)

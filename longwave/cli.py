@@ -71,41 +71,50 @@ def train(
     if as_json:
         print(json.dumps(asdict(record)))
     else:
-        print(f"{record.bits_per_byte:.4f} bits per byte, perplexity {record.perplexity:.2f}; saved in {output}")
+        print(f"{_in_words(record.scores)}; saved in {output}")
 
 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Directory of a run or model.")],
-    data: Annotated[str, typer.Option(help="`embedded`, or a text file; scored whole.")],
-    sequence_length: Annotated[int, typer.Option(help="Tokens that are read at a time.", min=2)] = 256,
+    data: Annotated[
+        str | None, typer.Option(help="`embedded`, or a text file, scored whole; default what the run was scored on.")
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens that are read at a time; default the run's, of a text 256.", min=2)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.", min=1)] = 16,
     as_json: Json = False,
 ) -> None:
-    """Bits per byte and perplexity of a text."""
+    """Bits per byte and perplexity of a text, or the accuracy on a run's task."""
+    from functools import partial
+
     from longwave.data import read_corpus, tokenize
-    from longwave.evaluation import score
+    from longwave.evaluation import LikelihoodScore, score
     from longwave.model import load_model, load_tokenizer
+    from longwave.training import load_run, prepare_data, score_function
 
     _quiet_libraries()
     loaded = load_model(model)
-    tokenizer = load_tokenizer(model, loaded)
-    stream = tokenize(read_corpus(data).documents, tokenizer)
-    with _progress("score") as advance:
-        result = score(loaded, stream, sequence_length, batch_size=batch_size, progress=advance)
-    values = {
-        "bits_per_byte": result.bits_per_byte,
-        "perplexity": result.perplexity,
-        "tokens": result.num_tokens,
-        "bytes": result.num_bytes,
-    }
-    if as_json:
-        print(json.dumps(values))
+    if data is not None:
+        stream = tokenize(read_corpus(data).documents, load_tokenizer(model, loaded))
+        measure = partial(score, stream=stream, sequence_length=sequence_length or 256)
+    elif (Path(model) / "run.yaml").is_file():
+        changes = [f"data.sequence_length={sequence_length}"] if sequence_length else []
+        run = load_run(str(Path(model) / "run.yaml"), changes)
+        measure = score_function(run, prepare_data(run))
     else:
-        print(
-            f"{result.bits_per_byte:.4f} bits per byte, perplexity {result.perplexity:.2f} "
-            f"({result.num_tokens:,} tokens, {result.num_bytes:,} bytes)"
-        )
+        raise ValueError(f"{model}: holds no run.yaml that says what to score it on; give --data")
+    with _progress("score") as advance:
+        result = measure(loaded, batch_size=batch_size, progress=advance)
+    counts = {"rows": len(result.rows)}
+    if isinstance(result, LikelihoodScore):
+        counts = {"tokens": result.num_tokens, "bytes": result.num_bytes}
+    if as_json:
+        print(json.dumps({**result.values(), **counts}))
+    else:
+        counted = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        print(f"{_in_words(result.values())} ({counted})")
 
 
 @app.command()
@@ -170,6 +179,61 @@ def verify(
     if as_json:
         print(json.dumps(certificate.as_dict()))
     raise typer.Exit(0 if certificate.passed else 1)
+
+
+@app.command()
+def compare(
+    arms: Annotated[
+        list[str], typer.Argument(help="Labels of mixers, run files or presets; the first is the reference.")
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="Run file or preset of what all arms share; default `comparison`.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Instead of text: mqar or copy.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training text; see data.train of a run file.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Validation text; default a part of the training text.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="What is equal, as a,b of parameters, operations, seconds, tokens; a ranking for each.")
+    ] = "parameters",
+    parameters: Annotated[
+        int | None, typer.Option(help="Outside the embedding; default those of the first arm.", min=1)
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Training tokens of the first arm.", min=1)] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each arm.", min=1)] = 3,
+    rates: Annotated[str, typer.Option(help="Learning rates tried for each arm, as a,b.")] = "",
+    trial_tokens: Annotated[
+        int | None, typer.Option(help="Training tokens of a trial; default a quarter of all.", min=1)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="label.argument=value, or a path of the base run. Repeatable.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs side by side, over GPUs if there are.", min=1)] = 1,
+    output: Annotated[Path, typer.Option(help="Directory; what it holds already is not done again.")] = Path(
+        "runs/compare"
+    ),
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and train nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train models at equal cost and rank them; uncertified ones are not ranked (exit code 1)."""
+    from longwave.comparison import Comparison, print_comparison, read_terms
+    from longwave.training.configuration import parse_override
+
+    _quiet_libraries()
+    terms = read_terms(
+        arms,
+        [parse_override(override) for override in overrides or []],
+        **{"base": base, "task": task, "data": data, "validation": validation, "tokens": tokens},
+        **{"budget": budget, "parameters": parameters, "seeds": seeds},
+        **{"rates": rates, "trial_tokens": trial_tokens, "jobs": jobs},
+    )
+    report = Comparison(terms, output, Console(stderr=True)).run(plan_only=plan)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        print_comparison(Console(), report)
+    raise typer.Exit(1 if report.invalid else 0)
 
 
 @app.command()
@@ -253,6 +317,10 @@ def list_all(
     _print_table("Presets", presets)
     if forms:
         _print_table("Backends", forms)
+
+
+def _in_words(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
 
 
 def _print_table(title: str, rows: list[dict]) -> None:

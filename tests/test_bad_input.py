@@ -70,6 +70,25 @@ SETS = {  # --set of a run file, and what the sentence says
     "data.sequence_length=0": "data.sequence_length: input should be greater than or equal to",
     "data.sequence_length=many": "data.sequence_length: input should be a valid integer",
     "data.sequence_lenght=3": "did you mean 'sequence_length'?",
+    "data.task=mqar": "data.task: input should be",
+    "data.task={name: mqar}": "data.task: a task makes its own rows: leave data.train at embedded, got ",
+    "data.task={name: passkey}": "data.task.name: input should be 'mqar' or 'copy', got 'passkey'",
+    "data.task={sizes: [4]}": "data.task.name: field required",
+    "data.task={name: mqar, pairs: 4}": "data.task.pairs: unknown key; legal: name, sizes, vocabulary, stage_rows",
+    "data.task={name: mqar, size: [4]}": "data.task.size: unknown key (did you mean 'sizes'?)",
+    "data.task={name: mqar, sizes: []}": "data.task.sizes: list should have at least 1 item",
+    "data.task={name: mqar, sizes: 4}": "data.task.sizes: input should be a valid list, got 4",
+    "data.task={name: mqar, sizes: [0]}": "data.task.sizes.0: input should be greater than or equal to 1, got 0",
+    "data.task={name: mqar, sizes: [8, 4]}": "data.task.sizes: sizes must ascend, got [8, 4]",
+    "data.task={name: mqar, sizes: [4, 4]}": "data.task.sizes: sizes must ascend, got [4, 4]",
+    "data.task={name: mqar, sizes: [200]}": "data.task: 200 pairs need a vocabulary of at least 402, got 256",
+    "data.task={name: mqar, vocabulary: 33}": "data.task.vocabulary: input should be a multiple of 2, got 33",
+    "data.task={name: mqar, vocabulary: 2}": "data.task.vocabulary: input should be greater than or equal to 4",
+    "data.task={name: mqar, vocabulary: 2000000}": "data.task.vocabulary: input should be less than or equal to",
+    "data.task={name: mqar, power: 0}": "data.task.power: input should be greater than 0, got 0",
+    "data.task={name: mqar, power: .nan}": "data.task.power: input should be",
+    "data.task={name: mqar, stage_rows: -1}": "data.task.stage_rows: input should be greater than or equal to 0",
+    "data.task={name: mqar, evaluation_rows: 0}": "data.task.evaluation_rows: input should be greater than or equal to",
     "tokenizer=bites": "unknown tokenizer 'bites'; legal: byte",
     "tokenizer=bpe": "'bpe'",
     "tokenizer=bpe:10": "'bpe:10'",
@@ -120,6 +139,14 @@ SETS = {  # --set of a run file, and what the sentence says
     "training.tokens=[": "the value is not YAML",
     "tokenizer.kind=byte": "'tokenizer' is no section",
 }
+TASKS = {  # --set of a run file of a task, and what the sentence says
+    "data.validation=other.txt": "data.task: a task makes its own rows: leave data.validation at None, got 'other.txt'",
+    "data.streaming=true": "data.task: a task makes its own rows: leave data.streaming at False, got True",
+    "data.sequence_length=15": "data.task: mqar of size 4 needs a sequence_length of 16, got 15",
+    "data.task={name: copy, sizes: [16]}": "data.task: copy of size 16 needs a sequence_length of 33, got 32",
+    "tokenizer=bpe:300": "tokenizer: a task has a tokenizer of its own: leave tokenizer at byte, got 'bpe:300'",
+    "training.carry_state=true": "training: carry_state needs rows that continue each other",
+}
 FILES = {  # text of a run file, and what the sentence says
     "model: [": "not YAML",
     "- model": "a run file is a mapping of sections, got list",
@@ -128,11 +155,11 @@ FILES = {  # text of a run file, and what the sentence says
     "model: {hidden_size: 16, num_heads: 3}\ntraining: {batch_size: 0}": "training.batch_size",
 }
 COMMANDS = {  # arguments in which {model} is a directory that `damage` has worked on
-    "verify nothing": "unknown mixer 'nothing'; legal: hale, softmax, or module.path:ClassName",
+    "verify nothing": "unknown mixer 'nothing'; legal: gated_delta",
     "verify softmax --backend cuda": "unknown backend 'cuda'; legal: auto, naive, torch, numba, triton",
     "verify softmax --set window": "--set 'window': expected name=value",
     "verify softmax --set window=wide": "window: input should be a valid integer",
-    "train nowhere.yaml": "nowhere.yaml: no such file or preset; presets: hale-100m",
+    "train nowhere.yaml": "nowhere.yaml: no such file or preset; presets: comparison, copy, hale-100m",
     "train hale-small --resume --output {fresh}": "there is no run to resume",
     "train hale-small --output {model}": "the run directory is in use",
     "train hale-small --resume --output {model}": "in the run begun",
@@ -141,6 +168,21 @@ COMMANDS = {  # arguments in which {model} is a directory that `damage` has work
     "generate {fresh}": "holds no config.json",
     "generate {model} --prompt {long}": "exceeds the 64 learned positions",
     "demo --output {model}": "which no demo wrote; choose another --output",
+    "compare softmax": "a comparison needs at least two arms",
+    "compare softmax softmax": "'softmax' is named twice",
+    "compare softmax sofmax": "unknown mixer 'sofmax' (did you mean 'softmax'?)",
+    "compare softmax nowhere.yaml": "nowhere.yaml: no such file or preset",
+    "compare softmax hale --base nowhere.yaml": "nowhere.yaml: no such file or preset",
+    "compare softmax hale --budget money": "unknown budget 'money'; legal: parameters, operations, seconds, tokens",
+    "compare softmax hale --budget seconds --jobs 2": "--budget seconds needs --jobs 1",
+    "compare softmax hale --parameters 10": "10 parameters outside the embedding are out of reach: the nearest is",
+    "compare softmax hale --rates fast": "--rates holds 'fast'; expected numbers such as 0.001,0.002",
+    "compare softmax hale --rates 0.0": "--rates: 0.0 is below training.minimum_learning_rate",
+    "compare softmax hale --task knapsack": "unknown task 'knapsack'; legal: mqar, copy",
+    "compare softmax hale --task mqar --data x.txt": "--task has data of its own",
+    "compare softmax hale --data nowhere.txt": "nowhere.txt: ",
+    "compare softmax hale --set hale.windw=3": "has no argument 'windw' (did you mean 'window'?)",
+    "compare softmax hale --set data.sequence_lenght=3": "did you mean 'sequence_length'?",
     "benchmark naps": "unknown subject 'naps'; legal: mixers, ops, decode",
     "benchmark mixers --mixers sofmax": "unknown mixer 'sofmax' (did you mean 'softmax'?)",
     "benchmark mixers --passes sideways": "unknown pass 'sideways' of mixers; legal: forward, forward_backward, decode",
@@ -227,6 +269,12 @@ def test_a_bad_value_is_refused_by_name(refused, run_file, tmp_path, change, sen
     error = refused("train", run_file, "--output", tmp_path / "out", "--set", change)
     assert sentence in error
     assert error.splitlines()[-1].startswith(("longwave: ", str(run_file)))
+
+
+@pytest.mark.parametrize(("change", "sentence"), TASKS.items())
+def test_what_does_not_go_with_a_task_is_refused(refused, run_file, tmp_path, change, sentence):
+    task = ("--set", "data.train=embedded", "--set", "data.task={name: mqar, sizes: [2, 4]}", "--set", change)
+    assert sentence in refused("train", run_file, "--output", tmp_path / "out", *task)
 
 
 def test_a_full_disk_is_one_sentence_too(refused, run_file, tmp_path, monkeypatch):

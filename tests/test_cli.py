@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class TestUsage:
     def test_help_lists_the_verbs(self, longwave):
         code, out, _ = longwave("--help")
         assert code == 0
-        for verb in ("demo", "train", "evaluate", "generate", "verify", "benchmark", "list"):
+        for verb in ("demo", "train", "evaluate", "generate", "verify", "compare", "benchmark", "list"):
             assert verb in out
 
     @pytest.mark.parametrize(
@@ -254,6 +255,19 @@ class TestEvaluate:
             arguments = ("--data", text, "--sequence-length", 64, "--batch-size", size, "--json")
             scores.append(json.loads(longwave("evaluate", model, *arguments)[1])["bits_per_byte"])
         assert scores[0] == pytest.approx(scores[1], rel=1e-6)
+
+    def test_without_data_it_is_what_the_run_was_scored_on(self, longwave, model):
+        code, out, _ = longwave("evaluate", model, "--json")
+        found, record = json.loads(out), json.loads((model / "record.json").read_text())
+        assert code == 0
+        assert {name: found[name] for name in record["scores"]} == pytest.approx(record["scores"], rel=1e-6)
+        assert longwave("evaluate", model, "--sequence-length", 16, "--json")[1] != out
+
+    def test_without_data_and_run_file_it_is_refused(self, refused, model, tmp_path):
+        shutil.copytree(model, tmp_path / "model")
+        (tmp_path / "model" / "run.yaml").unlink()
+        line = refused("evaluate", tmp_path / "model")
+        assert line.endswith("model: holds no run.yaml that says what to score it on; give --data")
 
     def test_a_directory_without_a_model_is_refused(self, refused, tmp_path):
         assert "holds no config.json" in refused("evaluate", tmp_path, "--data", "embedded")

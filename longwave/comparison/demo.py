@@ -1,4 +1,4 @@
-"""The demo: certify, train at equal parameters, compare, speak."""
+"""The demo: every mixer certified, trained at equal parameters from several seeds, ranked, asked, and heard."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from longwave.comparison.compare import Comparison
+from longwave.comparison.table import print_comparison
+from longwave.comparison.terms import read_terms
+from longwave.mixers import available
 from longwave.model import load_model, load_tokenizer
-from longwave.training import Record, load_run, prepare_data, train
-from longwave.verification import Certificate, certify, mixer_subject
-from longwave.verification.report import print_header, print_line
 
-ARMS = {"hale": "hale-small", "softmax": "softmax-small"}
+REFERENCE = "softmax"
+PARTS = ("text", "mqar")
+SEEDS = 3
+#: Training tokens of an arm's run on the recall task, over those on text.
+RECALL_SHARE = 4
 PROMPT = "def "
 NEW_TOKENS = 120
 
@@ -22,58 +26,46 @@ NEW_TOKENS = 120
 def run_demo(output: Path, tokens: int, console: Console) -> bool:
     """Run the demo into ``output`` (a directory that it may replace); true if every certificate passed.
 
+    Args:
+        tokens: of each run on text.
+
     Raises:
         ValueError: ``output`` holds something that is not an earlier demo.
     """
     _make_room(output)
-    certificates = {}
-    for name in ARMS:
-        console.rule(f"Certificate of {name}")
-        subject = mixer_subject(name)
-        print_header(console, subject)
-        certificates[name] = certify(subject, report=lambda line: print_line(console, line))
+    arms = (REFERENCE, *(name for name in available() if name != REFERENCE))
 
-    console.rule("Training at equal parameters on the Python standard library's text")
-    runs = {name: load_run(preset, [f"training.tokens={tokens}"]) for name, preset in ARMS.items()}
-    data = prepare_data(runs["hale"])
-    records = {}
-    for name, run in runs.items():
-        console.print(f"[bold]{name}[/bold]")
-        records[name] = train(run, output / name, console=console, data=data)
+    console.rule("The Python standard library's text, at equal parameters")
+    text = Comparison(read_terms(arms, tokens=tokens, seeds=SEEDS), output / "text", console).run()
+    console.rule("Recall of key-value pairs, at equal parameters")
+    terms = read_terms(arms, task="mqar", tokens=RECALL_SHARE * tokens, seeds=SEEDS)
+    recall = Comparison(terms, output / "mqar", console).run()
 
-    console.rule("Comparison")
-    console.print(_table(records, certificates))
-    for name in ARMS:
-        console.rule(f"{name} continues {PROMPT!r}")
-        console.print(_speak(output / name), markup=False, highlight=False)
-    console.print(f"\nBoth runs are in {output}; `longwave generate {output / 'hale'} --prompt 'import '` says more.")
-    return all(certificate.passed for certificate in certificates.values())
+    console.rule("Text")
+    print_comparison(console, text)
+    console.rule("Recall")
+    print_comparison(console, recall)
+    first = {cell.arm: cell.outcome.directory for cell in reversed(text.cells)}
+    for place in text.rankings["parameters"]:
+        console.rule(f"{place.name} continues {PROMPT!r}")
+        console.print(_speak(first[place.name]), markup=False, highlight=False)
+    lines = (
+        f"All runs are in {output}.",
+        f"More text: longwave generate {first[REFERENCE]} --prompt 'import '",
+        f"One more seed: longwave compare {' '.join(arms)} --tokens {tokens} --seeds {SEEDS + 1} "
+        f"--output {output / 'text'}",
+    )
+    console.print("\n".join(["", *lines]), soft_wrap=True, markup=False, highlight=False)
+    return not (text.invalid or recall.invalid)
 
 
 def _make_room(output: Path) -> None:
     if not output.exists():
         return
-    strangers = sorted(path.name for path in output.iterdir() if path.name not in ARMS)
+    strangers = sorted(path.name for path in output.iterdir() if path.name not in PARTS)
     if strangers:
         raise ValueError(f"{output}: holds {strangers[0]!r}, which no demo wrote; choose another --output")
     shutil.rmtree(output)
-
-
-def _table(records: dict[str, Record], certificates: dict[str, Certificate]) -> Table:
-    table = Table()
-    for column in ("", "bits per byte", "perplexity", "parameters", "training tokens/s", "certificate"):
-        table.add_column(column, justify="left" if column in ("", "certificate") else "right")
-    for name, record in sorted(records.items(), key=lambda item: item[1].bits_per_byte):
-        table.add_row(
-            name,
-            f"{record.bits_per_byte:.4f}",
-            f"{record.perplexity:.1f}",
-            f"{record.body_parameters:,}",
-            f"{record.tokens / record.seconds:,.0f}",
-            "PASS" if certificates[name].passed else "FAIL",
-        )
-    table.caption = "validation text; parameters outside the embedding; one seed, so no more than a first look"
-    return table
 
 
 def _speak(directory: Path) -> str:

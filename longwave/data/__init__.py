@@ -1,4 +1,4 @@
-"""Text in, packed token rows out."""
+"""Text in, packed token rows out; or the rows of a synthetic task."""
 
 from longwave.data.corpora import Contents, Corpus, read_corpus
 from longwave.data.mixing import MixedRows
@@ -7,7 +7,8 @@ from longwave.data.preparation import Data, DataSection, WeightedSource, prepare
 from longwave.data.pretrained import END_OF_TEXT
 from longwave.data.storage import store
 from longwave.data.streaming import StreamedRows
-from longwave.data.tokenizers import build_tokenizer, vocabulary_size
+from longwave.data.synthetic import ScoredRows, TaskRows, TaskSection, chance, solve
+from longwave.data.tokenizers import build_tokenizer, number_tokenizer, vocabulary_size
 
 __all__ = [
     "END_OF_TEXT",
@@ -17,13 +18,19 @@ __all__ = [
     "DataSection",
     "MixedRows",
     "PackedRows",
+    "ScoredRows",
     "StreamedRows",
+    "TaskRows",
+    "TaskSection",
     "TokenStream",
     "WeightedSource",
     "build_tokenizer",
+    "chance",
     "encode",
+    "number_tokenizer",
     "prepare_data",
     "read_corpus",
+    "solve",
     "store",
     "tokenize",
     "vocabulary_size",

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from longwave.data.corpora import EMBEDDED, SAMPLE_CHARACTERS, Contents, Corpus, Meter, head, join, read_corpus
 from longwave.data.mixing import MixedRows
 from longwave.data.packing import PackedRows, TokenStream
 from longwave.data.storage import store
 from longwave.data.streaming import StreamedRows
-from longwave.data.tokenizers import build_tokenizer
+from longwave.data.synthetic import ScoredRows, TaskRows, TaskSection
+from longwave.data.tokenizers import build_tokenizer, number_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ class WeightedSource(BaseModel):
 
 
 class DataSection(BaseModel):
-    """Text.
+    """Text, or a task.
 
     Attributes:
         train: ``embedded``; the path of a ``.txt`` (one document), ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, of a
@@ -49,6 +50,7 @@ class DataSection(BaseModel):
         streaming: tokenize the training text as it is read instead of storing its tokens first. ``validation: null``
             then takes nothing that begins after the first 64 Mi characters.
         shuffle_buffer: rows of each source among which the next one is drawn; of streaming only.
+        task: a synthetic task instead of text; ``train``, ``validation`` and ``streaming`` stay at their defaults.
     """
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
@@ -60,6 +62,7 @@ class DataSection(BaseModel):
     cache: str | None = None
     streaming: bool = False
     shuffle_buffer: int = Field(1024, ge=1)
+    task: TaskSection | None = None
 
     @field_validator("train", mode="before")
     @classmethod
@@ -70,6 +73,19 @@ class DataSection(BaseModel):
             raise ValueError(f"expected a source, or a list of {{source: ..., weight: ...}}, got {value!r}")
         return [_weighted_source(number, entry) for number, entry in enumerate(value, 1)]
 
+    @field_validator("task")
+    @classmethod
+    def _instead_of_text(cls, task: TaskSection | None, info: ValidationInfo) -> TaskSection | None:
+        if task is None:
+            return None
+        for name in ("train", "validation", "streaming"):
+            default = cls.model_fields[name].default
+            if info.data.get(name, default) != default:
+                raise ValueError(f"a task makes its own rows: leave data.{name} at {default}, got {info.data[name]!r}")
+        if "sequence_length" in info.data:
+            task.check_length(info.data["sequence_length"])
+        return task
+
     def mix(self) -> list[WeightedSource]:
         """The sources of ``train``, one of weight 1 if it is no list."""
         return [WeightedSource(source=self.train, weight=1.0)] if isinstance(self.train, str) else self.train
@@ -77,34 +93,39 @@ class DataSection(BaseModel):
 
 @dataclass(frozen=True)
 class Data:
-    """The texts of a run, tokenized.
+    """The texts of a run, tokenized, or the rows of its task.
 
     Attributes:
-        tokenizer: of both texts.
-        train: rows; endless ones if they are streamed.
-        valid: tokens of the validation text.
-        sha256: of the training documents; of a mix, of its sources' hashes. A streamed source is hashed up to its
-            first 64 Mi characters.
+        tokenizer: of both texts; of a task, numbers in words.
+        train: rows; endless ones if they are streamed or a task's.
+        valid: tokens of the validation text; of a task, the rows that are scored.
+        sha256: of the training documents; of a mix, of its sources' hashes; of a task, of its settings. A streamed
+            source is hashed up to its first 64 Mi characters.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    train: PackedRows | MixedRows | StreamedRows
-    valid: TokenStream
+    train: PackedRows | MixedRows | StreamedRows | TaskRows
+    valid: TokenStream | ScoredRows
     sha256: str
 
 
 def prepare_data(settings: DataSection, tokenizer_kind: str, seed: int) -> Data:
-    """Read, split and tokenize the texts.
+    """Read, split and tokenize the texts, or make the rows of a task.
 
     A tokenizer that learns from text learns from the training text's first 64 Mi characters, of a mix those of each
     source in proportion to its weight.
 
     Args:
-        seed: of the order in which streamed rows leave their buffer.
+        tokenizer_kind: of text; a task has its own.
+        seed: of the order in which streamed rows leave their buffer, and of a task's training rows.
 
     Raises:
         ValueError: a text cannot be read or is too short.
     """
+    task, length = settings.task, settings.sequence_length
+    if task is not None:
+        scored = ScoredRows(task, length)
+        return Data(number_tokenizer(task.vocabulary), TaskRows(task, length, seed), scored, task.sha256(length))
     mix = settings.mix()
     train, valid = _read(settings, mix)
     weights = [part.weight for part in mix]
@@ -113,7 +134,6 @@ def prepare_data(settings: DataSection, tokenizer_kind: str, seed: int) -> Data:
         for corpus, weight in zip(train, weights, strict=True)
     )
     tokenizer = build_tokenizer(tokenizer_kind, sample)
-    length = settings.sequence_length
     rows: PackedRows | MixedRows | StreamedRows
     if settings.streaming:
         sources = [corpus.documents for corpus in train]

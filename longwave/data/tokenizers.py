@@ -82,6 +82,17 @@ def build_tokenizer(kind: str, documents: Iterable[str]) -> PreTrainedTokenizerB
     return load_folder(kind) if Path(kind).is_dir() else load_file(kind)
 
 
+def number_tokenizer(size: int) -> PreTrainedTokenizerBase:
+    """Token i is the word ``str(i)``; token 0 begins and ends a document, and stands for any other word."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({str(index): index for index in range(size)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Replace(Regex("^"), " ")  # before every token, so that streamed ones stay apart
+    tokenizer.add_special_tokens([AddedToken("0", single_word=True, normalized=False)])  # not the 0 within 10
+    return wrap(tokenizer, "0", "0", unk_token="0")
+
+
 def _byte_pairs(documents: Iterable[str], size: int) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from longwave.data import PackedRows, TokenStream
+from longwave.evaluation.scores import Progress, measure_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LikelihoodScore:
     """Negative log-likelihood of a text.
 
     Attributes:
-        nats: summed over the predicted tokens, ends of documents included.
+        row_nats: `[R]` float64, of each row, summed over the predicted tokens, ends of documents included.
         num_tokens: predicted tokens: all but the first.
         num_bytes: UTF-8 bytes of the text, whatever the tokenizer.
     """
 
-    nats: float
+    row_nats: np.ndarray
     num_tokens: int
     num_bytes: int
+
+    @property
+    def nats(self) -> float:
+        """Of the whole text."""
+        return float(self.row_nats.sum())
 
     @property
     def perplexity(self) -> float:
@@ -40,15 +43,28 @@ class LikelihoodScore:
         """nats / (ln 2 · bytes): comparable between any two models."""
         return self.nats / (math.log(2) * self.num_bytes)
 
+    @property
+    def loss(self) -> float:
+        """Bits per byte."""
+        return self.bits_per_byte
 
-@torch.no_grad()
+    @property
+    def rows(self) -> np.ndarray:
+        """`[R]` float64: nats of a row · R / (ln 2 · bytes), so that the mean is bits per byte."""
+        return self.row_nats * (len(self.row_nats) / (math.log(2) * self.num_bytes))
+
+    def values(self) -> dict[str, float]:
+        """``bits_per_byte`` and ``perplexity``."""
+        return {"bits_per_byte": self.bits_per_byte, "perplexity": self.perplexity}
+
+
 def score(
     model: nn.Module,
     stream: TokenStream,
     sequence_length: int,
     *,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LikelihoodScore:
     """Score ``stream`` in rows of ``sequence_length`` tokens, each without what came before it.
 
@@ -58,23 +74,10 @@ def score(
     Raises:
         ValueError: the model cannot keep the documents of a row apart.
     """
-    if "starts" not in inspect.signature(model.forward).parameters:
-        raise ValueError(f"{type(model).__name__} does not keep documents apart (no argument `starts`)")
     rows = PackedRows(stream, sequence_length)
-    device = next(model.parameters()).device
-    training, nats, counted, done = model.training, 0.0, 0, 0
-    model.eval()
-    try:
-        for batch in DataLoader(rows, batch_size=batch_size):
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            logits = model(input_ids=batch["input_ids"], starts=batch["starts"], use_cache=False).logits
-            targets = batch["labels"][:, 1:].flatten()
-            logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-            nats += float(F.cross_entropy(logits, targets, reduction="sum"))
-            counted += int((targets != -100).sum())
-            done += len(batch["labels"])
-            if progress is not None:
-                progress(done, len(rows))
-    finally:
-        model.train(training)
-    return LikelihoodScore(nats, counted, stream.num_bytes)
+    nats = measure_rows(model, rows, _nats, batch_size=batch_size, progress=progress)
+    return LikelihoodScore(nats, len(stream.ids) - 1, stream.num_bytes)
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).double().sum(1)

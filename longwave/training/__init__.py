@@ -2,6 +2,16 @@
 
 from longwave.training.configuration import Run, load_run, preset_names
 from longwave.training.records import Record, body_parameters
-from longwave.training.train import Data, prepare_data, train
+from longwave.training.train import Data, prepare_data, score_function, train
 
-__all__ = ["Data", "Record", "Run", "body_parameters", "load_run", "prepare_data", "preset_names", "train"]
+__all__ = [
+    "Data",
+    "Record",
+    "Run",
+    "body_parameters",
+    "load_run",
+    "prepare_data",
+    "preset_names",
+    "score_function",
+    "train",
+]

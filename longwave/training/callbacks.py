@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,7 +16,7 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import TrainerCallback
 
-from longwave.evaluation import LikelihoodScore
+from longwave.evaluation import Score, recorded_loss
 from longwave.training.configuration import EvaluationSection
 
 
@@ -83,7 +84,7 @@ class Validation(TrainerCallback):
     def __init__(
         self,
         settings: EvaluationSection,
-        score: Callable[[nn.Module], LikelihoodScore],
+        score: Callable[[nn.Module], Score],
         sample: Callable[[nn.Module, str], str],
         metrics: JsonLines,
         output: Path,
@@ -104,8 +105,8 @@ class Validation(TrainerCallback):
     def begin_at(self, records: list[dict]) -> None:
         """Learn from the records of earlier sittings."""
         for record in records:
-            if "bits_per_byte" in record:
-                self._remember(record["bits_per_byte"])
+            if (loss := recorded_loss(record)) is not None:
+                self._remember(loss)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Score, if this is the step for it; the metrics' clock stands still meanwhile."""
@@ -113,10 +114,9 @@ class Validation(TrainerCallback):
             return
         began_at = time.monotonic()
         result = self.score(model)
-        better = self._remember(result.bits_per_byte)
+        better = self._remember(result.loss)
         if state.is_world_process_zero:
-            values = {"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity}
-            self.metrics.write(state.global_step, values)
+            self.metrics.write(state.global_step, result.values())
             if better and self.settings.keep_best:
                 save_weights(model, self.best_weights)
             for prompt in self.settings.samples:
@@ -127,9 +127,9 @@ class Validation(TrainerCallback):
             control.should_training_stop = True
         self.metrics.began_at += time.monotonic() - began_at
 
-    def _remember(self, bits_per_byte: float) -> bool:
-        better = bits_per_byte < self.best
-        self.best, self.since_best = (bits_per_byte, 0) if better else (self.best, self.since_best + 1)
+    def _remember(self, loss: float) -> bool:
+        better = loss < self.best
+        self.best, self.since_best = (loss, 0) if better else (self.best, self.since_best + 1)
         return better
 
 
@@ -169,6 +169,14 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file beside its place, then rename: it is the old one or the new one, never half."""
     beside = path.with_name(f"{path.name}.part")
     beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def save_rows(rows: np.ndarray, path: Path) -> None:
+    """Write an array as ``.npy``, beside its place first."""
+    beside = path.with_name(f"{path.name}.part")
+    with beside.open("wb") as file:
+        np.save(file, rows)
     beside.replace(path)
 
 

@@ -10,11 +10,20 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from longwave.data import DataSection, vocabulary_size
 from longwave.model import LongwaveConfig, LongwaveForCausalLM
@@ -48,14 +57,14 @@ class TrainingSection(Section):
         clip: largest global gradient norm; ``null`` for no clipping.
         precision: of the products; ``bfloat16`` is autocast, weights stay float32.
         carry_state: read the text in order and carry each row's state into the next step's rows, without
-            gradient (truncated back-propagation through time).
+            gradient (truncated back-propagation through time); not with a task.
         gradient_checkpointing: recompute each block's activations in the backward pass.
         compile: ``torch.compile`` the model.
         device: ``auto`` takes a GPU where there is one.
         save_every_steps: steps between checkpoints; 0 for none.
         keep_checkpoints: newest checkpoints that are kept.
         tensorboard: write TensorBoard event files too.
-        seed: of the weights, the order of the rows and dropout.
+        seed: of the weights, the order of the rows, dropout, and a task's training rows.
     """
 
     tokens: int = Field(1_000_000, ge=1)
@@ -103,7 +112,7 @@ class TrainingSection(Section):
 
 
 class EvaluationSection(Section):
-    """Scoring on the validation text.
+    """Scoring on the validation text, or on a task's scored rows.
 
     Attributes:
         every_steps: steps between scores; 0 for the end only.
@@ -148,8 +157,8 @@ class Run(Section):
         description: one line for ``longwave list``.
         published: numbers that the original authors report for this run, name to value.
         model: sizes and mixers.
-        data: text.
-        tokenizer: ``byte`` or ``bpe:SIZE``.
+        data: text or a task.
+        tokenizer: ``byte``, ``bpe:SIZE`` or another of text; a task has its own.
         training: optimisation.
         evaluation: scoring.
     """
@@ -164,9 +173,23 @@ class Run(Section):
 
     @field_validator("tokenizer")
     @classmethod
-    def _known_tokenizer(cls, kind: str) -> str:
+    def _known_tokenizer(cls, kind: str, info: ValidationInfo) -> str:
         vocabulary_size(kind)
+        default = cls.model_fields["tokenizer"].default
+        if _has_task(info) and kind != default:
+            raise ValueError(f"a task has a tokenizer of its own: leave tokenizer at {default}, got {kind!r}")
         return kind
+
+    @field_validator("training")
+    @classmethod
+    def _rows_with_a_past(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
+        if _has_task(info) and training.carry_state:
+            raise ValueError("carry_state needs rows that continue each other, but those of a task do not; set false")
+        return training
+
+    def vocabulary_size(self) -> int:
+        """Tokens of the task, or of the tokenizer as far as its name tells."""
+        return self.data.task.vocabulary if self.data.task else vocabulary_size(self.tokenizer)
 
     def model_configuration(self, vocab_size: int, end_of_text: int = 0) -> LongwaveConfig:
         """The model's configuration once the tokenizer is known."""
@@ -177,6 +200,12 @@ class Run(Section):
             pad_token_id=end_of_text,
             **self.model.model_dump(),
         )
+
+
+def _has_task(info: ValidationInfo) -> bool:
+    """Whether the data section of a run being validated is of a task."""
+    data = info.data.get("data")
+    return data is not None and data.task is not None
 
 
 def preset_names() -> list[str]:
@@ -192,9 +221,18 @@ def load_run(source: str, overrides: Sequence[str] = ()) -> Run:
     Raises:
         ValueError: the file cannot be read, or anything in it is illegal; one line for each complaint.
     """
-    values = _read(source)
+    values = read_values(source)
     for override in overrides:
-        _apply(values, override)
+        set_value(values, *parse_override(override))
+    return check_run(values, source)
+
+
+def check_run(values: Mapping[str, Any], source: str) -> Run:
+    """The run that ``values`` describe; ``source`` is what complaints call it.
+
+    Raises:
+        ValueError: anything is illegal; one line for each complaint.
+    """
     complaints: list[str] = []
     try:
         run = Run.model_validate(values)
@@ -220,13 +258,18 @@ def _model_complaints(run: Run) -> list[str]:
     """What the model's configuration and its mixers refuse, found by building it without memory."""
     try:
         with torch.device("meta"):
-            LongwaveForCausalLM(run.model_configuration(vocabulary_size(run.tokenizer)))
+            LongwaveForCausalLM(run.model_configuration(run.vocabulary_size()))
     except ValueError as error:
         return [f"model: {error}"]
     return []
 
 
-def _read(source: str) -> dict[str, Any]:
+def read_values(source: str) -> dict[str, Any]:
+    """What a run file or preset says, unchecked.
+
+    Raises:
+        ValueError: there is no such file, or it is not a YAML mapping.
+    """
     path = Path(source)
     if source in preset_names():
         text = files("longwave.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
@@ -275,14 +318,18 @@ def parse_override(override: str) -> tuple[str, Any]:
         raise ValueError(f"--set {override!r}: the value is not YAML") from None
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    path, value = parse_override(override)
+def set_value(values: dict[str, Any], path: str, value: Any) -> None:
+    """Put ``value`` where the dotted ``path`` says.
+
+    Raises:
+        ValueError: a part of the path has a value already that is no section.
+    """
     *parents, last = path.split(".")
     node = values
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ValueError(f"--set {override!r}: {parent!r} is no section")
+            raise ValueError(f"--set {path}: {parent!r} is no section")
     node[last] = value
 
 
@@ -295,7 +342,8 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
     section = Run
     for part in item["loc"][:-1]:
-        section = section.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation
+        section = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     legal, key = list(section.model_fields), str(item["loc"][-1])
     close = difflib.get_close_matches(key, legal, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""

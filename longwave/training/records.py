@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import torch
 
-from longwave.evaluation import LikelihoodScore
+from longwave.evaluation import Score
 from longwave.model import LongwaveForCausalLM
 from longwave.training.configuration import Run
 from longwave.verification.provenance import commit
@@ -20,15 +20,14 @@ class Record:
     """What a finished run writes into ``record.json``.
 
     ``parameters`` counts all, ``body_parameters`` those outside the embedding table and head; ``tokens``
-    those trained on; ``seconds`` the training alone, over all its sittings.
+    those trained on; ``seconds`` the training alone, over all its sittings; ``scores`` are the final score's values.
     """
 
     parameters: int
     body_parameters: int
     tokens: int
     seconds: float
-    bits_per_byte: float
-    perplexity: float
+    scores: dict[str, float]
     data_sha256: str
     seed: int
     device: str
@@ -43,7 +42,7 @@ def body_parameters(model: LongwaveForCausalLM) -> int:
 
 
 def make_record(
-    run: Run, model: LongwaveForCausalLM, data_sha256: str, tokens: int, seconds: float, result: LikelihoodScore
+    run: Run, model: LongwaveForCausalLM, data_sha256: str, tokens: int, seconds: float, result: Score
 ) -> Record:
     """The record of a run that ended with ``result``."""
     return Record(
@@ -51,8 +50,7 @@ def make_record(
         body_parameters=body_parameters(model),
         tokens=tokens,
         seconds=seconds,
-        bits_per_byte=result.bits_per_byte,
-        perplexity=result.perplexity,
+        scores=result.values(),
         data_sha256=data_sha256,
         seed=run.training.seed,
         device=str(model.device),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -19,10 +19,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging
 
-from longwave.data import Data, preparation
-from longwave.evaluation import score
+from longwave.data import Data, ScoredRows, preparation
+from longwave.evaluation import Score, recall, score
 from longwave.model import LongwaveForCausalLM
-from longwave.training.callbacks import JsonLines, ProgressBar, StopBeforeNonFinite, Validation, replace_text
+from longwave.training.callbacks import JsonLines, ProgressBar, StopBeforeNonFinite, Validation, replace_text, save_rows
 from longwave.training.checkpoints import newest_whole
 from longwave.training.configuration import Run
 from longwave.training.records import Record, forecast, make_record
@@ -57,9 +57,7 @@ def train(
     total_steps = -(-run.training.tokens // tokens_per_step)
 
     metrics, progress = JsonLines(output / "metrics.jsonl", tokens_per_step), ProgressBar(console, tokens_per_step)
-    evaluate = partial(
-        score, stream=data.valid, sequence_length=run.data.sequence_length, batch_size=run.evaluation.batch_size
-    )
+    evaluate = score_function(run, data)
     sample = partial(_continue, data.tokenizer)
     validation = Validation(run.evaluation, evaluate, sample, metrics, output)
     callbacks = [StopBeforeNonFinite(), metrics, validation, progress]
@@ -89,13 +87,26 @@ def train(
         with _no_bars():
             model.save_pretrained(output)
         data.tokenizer.save_pretrained(output)
+        save_rows(result.rows, output / "scored_rows.npy")
         replace_text(output / "record.json", json.dumps(asdict(record), indent=2) + "\n")
     return record
 
 
 def prepare_data(run: Run) -> Data:
-    """Read, split and tokenize the texts of a run; see :func:`longwave.data.prepare_data`."""
+    """Read, split and tokenize the texts of a run, or make its task's rows; see :func:`longwave.data.prepare_data`."""
     return preparation.prepare_data(run.data, run.tokenizer, run.training.seed)
+
+
+def score_function(run: Run, data: Data) -> Callable[..., Score]:
+    """What scores a model of this run: its validation text by likelihood, or its task by recall.
+
+    It takes the model, and ``progress`` and ``batch_size`` if they are wanted.
+    """
+    if isinstance(data.valid, ScoredRows):
+        return partial(recall, rows=data.valid, batch_size=run.evaluation.batch_size)
+    return partial(
+        score, stream=data.valid, sequence_length=run.data.sequence_length, batch_size=run.evaluation.batch_size
+    )
 
 
 def _check_directory(run: Run, output: Path, resume: bool) -> None:

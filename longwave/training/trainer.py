@@ -141,7 +141,7 @@ def _arguments(run: Run, output: Path, total_steps: int) -> TrainingArguments:
         use_cpu=settings.device == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
-        train_sampling_strategy="sequential" if settings.carry_state else "random",
+        train_sampling_strategy="sequential" if settings.carry_state or run.data.task else "random",
         logging_steps=LOG_STEPS,
         save_strategy="steps" if settings.save_every_steps else "no",
         save_steps=settings.save_every_steps or 1,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from longwave.data import TokenStream
-from longwave.evaluation import LikelihoodScore, score
+from longwave.evaluation import LikelihoodScore, recorded_loss, score
 from longwave.model import LongwaveConfig, LongwaveForCausalLM
 
 VOCABULARY = 11
@@ -114,12 +114,41 @@ def test_float64_logits_are_not_narrowed(stream):
 
 def test_bits_per_byte_by_hand():
     # Eight tokens of one bit each, for a text of four bytes.
-    assert LikelihoodScore(8 * math.log(2), 8, 4).bits_per_byte == pytest.approx(2.0)
+    assert LikelihoodScore(np.array([8 * math.log(2)]), 8, 4).bits_per_byte == pytest.approx(2.0)
 
 
 def test_perplexity_by_hand():
     # Uniform over ten tokens.
-    assert LikelihoodScore(3 * math.log(10), 3, 5).perplexity == pytest.approx(10.0)
+    assert LikelihoodScore(np.array([3 * math.log(10)]), 3, 5).perplexity == pytest.approx(10.0)
+
+
+def test_the_mean_of_the_rows_is_the_loss(model, stream):
+    found = score(model, stream, 8)
+    assert found.rows.dtype == np.float64
+    assert found.rows.shape == (7,)
+    assert found.rows.mean() == pytest.approx(found.loss, rel=1e-14)
+    assert found.loss == found.bits_per_byte
+
+
+def test_a_row_is_that_row_alone(model, stream):
+    found = score(model, stream, 8)
+    second = score(model, TokenStream(stream.ids[8:17], stream.starts[8:17], 77), 8)
+    assert found.rows[1] == pytest.approx(7 * second.rows[0], rel=1e-6)
+
+
+def test_values_are_what_the_loss_is_found_in(model, stream):
+    found = score(model, stream, 8)
+    assert found.values() == {"bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}
+    assert recorded_loss(found.values()) == found.loss
+
+
+def test_a_model_that_mixes_documents_is_refused(stream):
+    class Blind(nn.Module):
+        def forward(self, input_ids):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="Blind does not keep documents apart"):
+        score(Blind(), stream, 8)
 
 
 def test_a_uniform_model_has_the_vocabulary_as_perplexity(stream):

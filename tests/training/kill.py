@@ -3,6 +3,7 @@
 python -m tests.training.kill --times 20
 python -m tests.training.kill --times 20 --set training.carry_state=true
 python -m tests.training.kill --times 20 --set training.accumulation=2
+python -m tests.training.kill --times 20 --set data.train=embedded --set 'data.task={name: mqar, sizes: [2, 4]}'
 """
 
 from __future__ import annotations

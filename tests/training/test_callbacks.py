@@ -6,12 +6,13 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from longwave.evaluation import LikelihoodScore
+from longwave.evaluation import LikelihoodScore, RecallScore
 from longwave.training.callbacks import JsonLines, StopBeforeNonFinite, Validation
 from longwave.training.configuration import EvaluationSection
 
@@ -74,7 +75,7 @@ class TestValidation:
             settings = EvaluationSection(**settings)
             callback = Validation(
                 settings,
-                lambda model: LikelihoodScore(next(values) * math.log(2) * 4, 3, 4),
+                lambda model: LikelihoodScore(np.array([next(values) * math.log(2) * 4]), 3, 4),
                 lambda model, prompt: f"{prompt}!",
                 metrics,
                 tmp_path,
@@ -114,3 +115,9 @@ class TestValidation:
         callback = scored([5.0], every_steps=1).callback
         callback.begin_at([{"step": 1}, {"step": 2, "bits_per_byte": 1.5}, {"step": 3, "bits_per_byte": 1.7}])
         assert (callback.best, callback.since_best) == (1.5, 1)
+
+    def test_of_recall_too_and_to_the_last_bit(self, scored):
+        callback = scored([5.0], every_steps=1).callback
+        found = RecallScore(np.array([0.1, 0.3, 0.7]), np.array([2, 2, 2]))
+        callback.begin_at([{"step": 1, "loss": 0.01}, {"step": 1, **json.loads(json.dumps(found.values()))}])
+        assert callback.best == found.loss

@@ -98,7 +98,7 @@ class TestOverrides:
 
     def test_a_path_through_a_value_is_refused(self, complaints):
         (sentence,) = complaints(TINY, ["model.hidden_size.wide=3"])
-        assert sentence == "--set 'model.hidden_size.wide=3': 'hidden_size' is no section"
+        assert sentence == "--set model.hidden_size.wide: 'hidden_size' is no section"
 
     def test_a_value_that_is_not_yaml_is_refused(self, complaints):
         assert complaints(TINY, ["training.seed=["]) == ["--set 'training.seed=[': the value is not YAML"]

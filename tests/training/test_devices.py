@@ -97,7 +97,7 @@ def losses(tmp_path_factory):
         start(folder, *(TWO if processes == 2 else []), "script.py", "run.yaml", str(output), *overrides)
         record = json.loads((output / "record.json").read_text())
         last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
-        return record["bits_per_byte"], last["train_loss"], (output / "kind").read_text()
+        return record["scores"]["bits_per_byte"], last["train_loss"], (output / "kind").read_text()
 
     return run
 

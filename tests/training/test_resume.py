@@ -15,7 +15,13 @@ from longwave.training import load_run, train
 from longwave.training.trainer import Lanes
 from tests.training.kill import RUN, compare
 
-VARIANTS = {"plain": [], "carried states": ["training.carry_state=true"], "inside a step": ["training.accumulation=2"]}
+TASK = ["data.train=embedded", "data.task={name: mqar, sizes: [2, 4], vocabulary: 32, stage_rows: 100}"]
+VARIANTS = {
+    "plain": [],
+    "carried states": ["training.carry_state=true"],
+    "inside a step": ["training.accumulation=2"],
+    "a task": TASK,
+}
 
 
 @pytest.fixture
@@ -124,7 +130,17 @@ def test_a_run_killed_before_its_record_trains_no_further(run, tmp_path):
     for name in ("record.json", "model.safetensors", "config.json"):
         (tmp_path / "out" / name).unlink()
     again = train(run(), tmp_path / "out", resume=True)
-    assert (again.tokens, again.bits_per_byte) == (first.tokens, first.bits_per_byte)
+    assert (again.tokens, again.scores) == (first.tokens, first.scores)
+
+
+@pytest.mark.parametrize(
+    "change", ["{name: copy, sizes: [2, 4]}", "{name: mqar, sizes: [2], vocabulary: 32, stage_rows: 100}"]
+)
+def test_another_task_is_refused_by_name(run, tmp_path, change):
+    train(run(*TASK), tmp_path / "out")
+    (tmp_path / "out" / "record.json").unlink()
+    with pytest.raises(ValueError, match=r"out: data\.task\.(name|sizes) is .* in the run begun, .* now"):
+        train(run(TASK[0], f"data.task={change}"), tmp_path / "out", resume=True)
 
 
 def test_a_run_that_stopped_early_stays_stopped(run, tmp_path):

@@ -8,6 +8,7 @@ import math
 import string
 from functools import wraps
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -48,7 +49,7 @@ def metrics(out):
 def test_the_directory_holds_model_tokenizer_and_records(out):
     names = {path.name for path in out.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert names >= {"run.yaml", "record.json", "metrics.jsonl"}
+    assert names >= {"run.yaml", "record.json", "metrics.jsonl", "scored_rows.npy"}
 
 
 def test_run_yaml_is_the_resolved_run(out, run):
@@ -75,12 +76,12 @@ def test_the_record_counts_parameters(record, out):
 def test_the_recorded_score_is_that_of_the_saved_model_on_the_validation_text(record, out, run):
     model = AutoModelForCausalLM.from_pretrained(out)
     found = score(model, prepare_data(run).valid, 32)
-    assert record["bits_per_byte"] == pytest.approx(found.bits_per_byte, rel=1e-6)
-    assert record["perplexity"] == pytest.approx(found.perplexity, rel=1e-6)
+    assert record["scores"] == pytest.approx(found.values(), rel=1e-6)
+    assert np.load(out / "scored_rows.npy") == pytest.approx(found.rows, rel=1e-6)
 
 
 def test_training_learns_something(record):
-    assert record["perplexity"] < 257 / 2
+    assert record["scores"]["perplexity"] < 257 / 2
 
 
 def test_metrics_hold_scores_by_step(metrics):
@@ -93,7 +94,9 @@ def test_metrics_hold_the_loss_of_a_step_that_is_scored_too(metrics):
 
 
 def test_the_last_score_of_the_metrics_is_the_recorded_one(metrics, record):
-    assert [line for line in metrics if "bits_per_byte" in line][-1]["bits_per_byte"] == record["bits_per_byte"]
+    assert [line for line in metrics if "bits_per_byte" in line][-1]["bits_per_byte"] == record["scores"][
+        "bits_per_byte"
+    ]
 
 
 def test_the_auto_class_loads_the_trained_weights(out, run):

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
+import torch
 from rich.console import Console
 
 from longwave.benchmarks.certificates import status
@@ -152,7 +153,8 @@ class Comparison:
 
     def _train(self, paths: Iterable[Path]) -> None:
         left = [path for path in dict.fromkeys(paths) if self.store.outcome(path) is None]
-        minutes = sum(self.estimates[path] for path in left) / 60 / self.terms.jobs
+        beside = min(self.terms.jobs, max(1, torch.cuda.device_count()))  # on a CPU they share the cores
+        minutes = sum(self.estimates[path] for path in left) / 60 / beside
         if left:
             self._say(f"{len(left)} runs to train, about {minutes:,.1f} minutes")
         train_all(left, self.store, self.console, self.terms.jobs)

@@ -13,23 +13,15 @@ DeltaNet, https://arxiv.org/abs/2406.06484.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
-from longwave.modules import ConvolvedHeads, GatedOutput, HeadDecay, Linear, head_width
-from longwave.ops import Ring, gated_delta_rule
-
-
-class GatedDeltaState(NamedTuple):
-    """``memory`` `[B, H, d, e]`, from keys to values; ``rows`` `[B, R, C]`, the convolution's; ``tokens`` `[B]`."""
-
-    memory: Tensor
-    rows: Tensor
-    tokens: Tensor
+from longwave.modules import ConvolvedHeads, GatedOutput, HeadDecay, Linear, MemoryState, head_width
+from longwave.ops import gated_delta_rule
 
 
 class GatedDelta(TokenMixer):
@@ -67,7 +59,7 @@ class GatedDelta(TokenMixer):
         self.key_dim = head_width("gated_delta: expand_k", expand_k, hidden_size, num_heads)
         self.value_dim = head_width("gated_delta: expand_v", expand_v, hidden_size, num_heads)
         self.conv_size, self.chunk_size = conv_size, chunk_size
-        self.heads = ConvolvedHeads(hidden_size, num_heads, (self.key_dim, self.key_dim, self.value_dim), conv_size)
+        self.heads = ConvolvedHeads(hidden_size, num_heads, self.key_dim, self.value_dim, conv_size)
         self.decay = HeadDecay(hidden_size, num_heads) if decay else None
         self.strength_proj = Linear(hidden_size, num_heads, bias=False)
         self.output = GatedOutput(hidden_size, num_heads, self.value_dim)
@@ -83,45 +75,35 @@ class GatedDelta(TokenMixer):
     def forward(
         self,
         x: Tensor,
-        state: GatedDeltaState | None = None,
+        state: MemoryState | None = None,
         *,
         starts: Tensor | None = None,
         return_state: bool = False,
-    ) -> tuple[Tensor, GatedDeltaState | None]:
-        memory, ring = (None, None) if state is None else (state.memory, Ring(state.rows, state.tokens))
-        shared: dict[str, Any] = {"starts": starts, "return_state": return_state}
-        (q, k, v), ring = self.heads(x, ring, **shared)  # [B, N, H, d] twice, [B, N, H, e]
+    ) -> tuple[Tensor, MemoryState | None]:
+        (q, k, v), ring = self.heads(x, state, starts=starts)  # [B, N, H, d] twice, [B, N, H, e]
         q, k = (F.normalize(part, dim=-1, eps=1e-6) for part in (q, k))
         strength = observe("gated_delta.strength", torch.sigmoid(self.strength_proj(x)))  # beta, [B, N, H]
         log_decay = None if self.decay is None else observe("gated_delta.log_decay", self.decay(x)[0])
-        found: Any = gated_delta_rule(
+        out: Any
+        out, memory = gated_delta_rule(
             *(q * self.key_dim**-0.5, k, v, strength),
-            **{"log_decay": log_decay, "chunk_size": self.chunk_size, "initial_state": memory},
-            **shared,
+            log_decay=log_decay,
+            chunk_size=self.chunk_size,
+            initial_state=None if state is None else state.memory,
+            starts=starts,
+            return_state=True,
         )
-        out, memory = found if return_state else (found, None)
         y = self.output(observe("gated_delta.heads", out), x)
-        if memory is None or ring is None:
-            return y, None
-        return y, GatedDeltaState(memory, ring.rows, ring.tokens)
+        return y, MemoryState(memory, ring.rows, ring.tokens) if return_state else None
 
-    def step(self, x: Tensor, state: GatedDeltaState) -> tuple[Tensor, GatedDeltaState]:
+    def step(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         return step_by_forward(self, x, state)
 
-    def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> GatedDeltaState:
-        weight = self.strength_proj.weight
-        dtype, device = torch.promote_types(dtype or weight.dtype, torch.float32), device or weight.device
-        channels = sum(self.heads.sizes)
-        return GatedDeltaState(
-            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=dtype),
-            torch.zeros(batch_size, self.conv_size - 1, channels, device=device, dtype=dtype),
-            torch.zeros(batch_size, dtype=torch.int64, device=device),
-        )
+    def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> MemoryState:
+        return self.heads.init_state(batch_size, device=device, dtype=dtype)
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
-        wide = torch.promote_types(dtype, torch.float32).itemsize
-        memory = self.num_heads * self.key_dim * self.value_dim
-        return wide * (memory + (self.conv_size - 1) * sum(self.heads.sizes)) + 8
+        return self.heads.state_bytes(dtype)
 
     def flops(self, num_tokens: int) -> int:
         D, H, d, e = self.hidden_size, self.num_heads, self.key_dim, self.value_dim

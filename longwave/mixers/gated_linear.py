@@ -19,26 +19,27 @@ Queries, keys and values pass a short causal convolution and SiLU unless ``conv_
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
-from longwave.modules import ConvolvedHeads, GatedOutput, HeadDecay, Linear, apply_rotary, head_width, rotary_angles
-from longwave.ops import Ring, document_positions, linear_attention
+from longwave.modules import (
+    ConvolvedHeads,
+    GatedOutput,
+    HeadDecay,
+    Linear,
+    MemoryState,
+    apply_rotary,
+    head_width,
+    rotary_angles,
+)
+from longwave.ops import document_positions, linear_attention
 
 RANK = 16
 SOFTENING = 16
-
-
-class GatedLinearState(NamedTuple):
-    """``memory`` `[B, H, d, e]`, decayed sum of k vᵀ; ``rows`` `[B, R, C]`, the convolution's; ``tokens`` `[B]`."""
-
-    memory: Tensor
-    rows: Tensor
-    tokens: Tensor
 
 
 class ChannelDecay(nn.Module):
@@ -99,7 +100,7 @@ class GatedLinear(TokenMixer):
                 f"got {rotary_base} and {self.key_dim}"
             )
         self.rotary_base, self.conv_size, self.chunk_size = rotary_base, conv_size, chunk_size
-        self.heads = ConvolvedHeads(hidden_size, num_heads, (self.key_dim, self.key_dim, self.value_dim), conv_size)
+        self.heads = ConvolvedHeads(hidden_size, num_heads, self.key_dim, self.value_dim, conv_size)
         self.decay = None
         if decay == "channel":
             self.decay = ChannelDecay(hidden_size, num_heads, self.key_dim)
@@ -119,49 +120,39 @@ class GatedLinear(TokenMixer):
     def forward(
         self,
         x: Tensor,
-        state: GatedLinearState | None = None,
+        state: MemoryState | None = None,
         *,
         starts: Tensor | None = None,
         return_state: bool = False,
-    ) -> tuple[Tensor, GatedLinearState | None]:
-        memory, ring, tokens = None, None, None
-        if state is not None:
-            memory, ring, tokens = state.memory[:, None], Ring(state.rows, state.tokens), state.tokens
-        shared: dict[str, Any] = {"starts": starts, "return_state": return_state}
-        (q, k, v), ring = self.heads(x, ring, **shared)  # [B, N, H, d] twice, [B, N, H, e]
-        positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
+    ) -> tuple[Tensor, MemoryState | None]:
+        (q, k, v), ring = self.heads(x, state, starts=starts)  # [B, N, H, d] twice, [B, N, H, e]
         if self.rotary_base is not None:
+            tokens = None if state is None else state.tokens
+            positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
             angles = rotary_angles(positions, self.key_dim, base=self.rotary_base, dtype=q.dtype)
             q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
         log_decay, v = self._decay(x, v)
-        found: Any = linear_attention(
+        out: Any
+        out, memory = linear_attention(
             *(q * self.key_dim**-0.5, k[:, :, None], v[:, :, None]),
-            **{"log_decay": log_decay, "normalize": False, "chunk_size": self.chunk_size, "initial_state": memory},
-            **shared,
+            log_decay=log_decay,
+            normalize=False,
+            chunk_size=self.chunk_size,
+            initial_state=None if state is None else state.memory[:, None],
+            starts=starts,
+            return_state=True,
         )
-        out, memory = found if return_state else (found, None)
         y = self.output(observe("gated_linear.heads", out[:, :, 0]), x)
-        if memory is None:
-            return y, None
-        rows = memory.new_zeros(x.shape[0], 0, 0) if ring is None else ring.rows
-        return y, GatedLinearState(memory[:, 0], rows, positions[:, -1] + 1)
+        return y, MemoryState(memory[:, 0], ring.rows, ring.tokens) if return_state else None
 
-    def step(self, x: Tensor, state: GatedLinearState) -> tuple[Tensor, GatedLinearState]:
+    def step(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         return step_by_forward(self, x, state)
 
-    def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> GatedLinearState:
-        weight = self.output.o_proj.weight
-        dtype, device = torch.promote_types(dtype or weight.dtype, torch.float32), device or weight.device
-        return GatedLinearState(
-            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=dtype),
-            torch.zeros(batch_size, *self._ring_shape(), device=device, dtype=dtype),
-            torch.zeros(batch_size, dtype=torch.int64, device=device),
-        )
+    def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> MemoryState:
+        return self.heads.init_state(batch_size, device=device, dtype=dtype)
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
-        size, channels = self._ring_shape()
-        wide = torch.promote_types(dtype, torch.float32).itemsize
-        return wide * (self.num_heads * self.key_dim * self.value_dim + size * channels) + 8
+        return self.heads.state_bytes(dtype)
 
     def flops(self, num_tokens: int) -> int:
         D, H, d, e = self.hidden_size, self.num_heads, self.key_dim, self.value_dim
@@ -174,9 +165,6 @@ class GatedLinear(TokenMixer):
         elif isinstance(self.decay, HeadDecay):
             projections += 2 * D * H
         return num_tokens * (projections + pairs + 4 * H * d * e)
-
-    def _ring_shape(self) -> tuple[int, int]:
-        return (self.conv_size - 1, sum(self.heads.sizes)) if self.conv_size else (0, 0)
 
     def _decay(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the decay, `[B, N, H, d]` or broadcastable to `[B, N, H]`, and the values that go in."""

@@ -1,7 +1,7 @@
 """Parts that mixers and blocks share."""
 
 from longwave.modules.feed_forward import FEED_FORWARDS, feed_forward
-from longwave.modules.gated_heads import ConvolvedHeads, GatedOutput, HeadDecay, head_width
+from longwave.modules.gated_heads import ConvolvedHeads, GatedOutput, HeadDecay, MemoryState, head_width
 from longwave.modules.linear import Linear
 from longwave.modules.norms import NORMS, norm
 from longwave.modules.positions import apply_rotary, rotary_angles, sinusoidal
@@ -13,6 +13,7 @@ __all__ = [
     "GatedOutput",
     "HeadDecay",
     "Linear",
+    "MemoryState",
     "apply_rotary",
     "feed_forward",
     "head_width",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,22 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from longwave.modules.linear import Linear
-from longwave.ops import Ring, causal_convolution
+from longwave.ops import Ring, causal_convolution, document_positions
 
 STEPS = (1e-3, 1e-1)
 RATES = (1.0, 16.0)
+
+
+class MemoryState(NamedTuple):
+    """State of a gated recurrence.
+
+    ``memory`` `[B, H, d, e]` leads from keys to values; ``rows`` `[B, R, C]` is the convolution's ring, empty
+    without one; ``tokens`` `[B]` counts the document's rows.
+    """
+
+    memory: Tensor
+    rows: Tensor
+    tokens: Tensor
 
 
 class ConvolvedHeads(nn.Module):
@@ -26,14 +37,15 @@ class ConvolvedHeads(nn.Module):
     Args:
         hidden_size: D.
         num_heads: H.
-        head_dims: channels of a head's query, key and value.
+        key_dim: d, channels of a head's query and key.
+        value_dim: e, channels of its value.
         conv_size: rows that the convolution reads, the present one included; 0 for none.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, head_dims: Sequence[int], conv_size: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, key_dim: int, value_dim: int, conv_size: int) -> None:
         super().__init__()
-        self.num_heads, self.conv_size = num_heads, conv_size
-        self.sizes = [num_heads * head_dim for head_dim in head_dims]
+        self.num_heads, self.key_dim, self.value_dim, self.conv_size = num_heads, key_dim, value_dim, conv_size
+        self.sizes = [num_heads * width for width in (key_dim, key_dim, value_dim)]
         self.q_proj, self.k_proj, self.v_proj = (Linear(hidden_size, size, bias=False) for size in self.sizes)
         if conv_size:
             self.taps = nn.Parameter(torch.empty(conv_size, sum(self.sizes)))
@@ -45,17 +57,41 @@ class ConvolvedHeads(nn.Module):
             nn.init.uniform_(self.taps, -(self.conv_size**-0.5), self.conv_size**-0.5)
 
     def forward(
-        self, x: Tensor, ring: Ring | None, *, starts: Tensor | None = None, return_state: bool = False
-    ) -> tuple[list[Tensor], Ring | None]:
-        """q, k, v `[B, N, H, c]` of ``x`` `[B, N, D]`, and the projected rows that the next piece will read."""
+        self, x: Tensor, state: MemoryState | None, *, starts: Tensor | None = None
+    ) -> tuple[list[Tensor], Ring]:
+        """q, k `[B, N, H, d]` and v `[B, N, H, e]` of ``x`` `[B, N, D]`, and the ring after it."""
         rows = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
+        past = None if state is None else Ring(state.rows, state.tokens)
         if self.conv_size:
-            shared = {"initial_state": ring, "starts": starts, "return_state": return_state}
-            found: Any = causal_convolution(rows, self.taps, **shared)
-            rows, ring = found if return_state else (found, None)
-            rows = F.silu(rows)
+            found: Any = causal_convolution(rows, self.taps, initial_state=past, starts=starts, return_state=True)
+            rows, ring = F.silu(found[0]), found[1]
+        else:
+            tokens = None if state is None else state.tokens
+            positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
+            ring = Ring(rows.new_zeros(x.shape[0], 0, 0), positions[:, -1] + 1)
         heads = [rearrange(part, "b n (h c) -> b n h c", h=self.num_heads) for part in rows.split(self.sizes, dim=-1)]
         return heads, ring
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> MemoryState:
+        """The state that has seen nothing, float32 or wider."""
+        weight = self.q_proj.weight
+        dtype, device = torch.promote_types(dtype or weight.dtype, torch.float32), device or weight.device
+        return MemoryState(
+            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=dtype),
+            torch.zeros(batch_size, *self._ring_shape(), device=device, dtype=dtype),
+            torch.zeros(batch_size, dtype=torch.int64, device=device),
+        )
+
+    def state_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the state of one sequence."""
+        size, channels = self._ring_shape()
+        memory = self.num_heads * self.key_dim * self.value_dim
+        return torch.promote_types(dtype, torch.float32).itemsize * (memory + size * channels) + 8
+
+    def _ring_shape(self) -> tuple[int, int]:
+        return (self.conv_size - 1, sum(self.sizes)) if self.conv_size else (0, 0)
 
 
 class HeadDecay(nn.Module):

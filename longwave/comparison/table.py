@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from statistics import fmean
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -28,20 +27,15 @@ def print_comparison(console: Console, report: Report) -> None:
 def _ranking(report: Report, axis: str) -> Table:
     places = report.rankings[axis]
     seeds = len({cell.seed for cell in report.cells})
-    table = Table(
-        title=f"Equal {axis}, {_count(seeds, 'seed')}",
-        title_justify="left",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=f"Equal {axis}, {_count(seeds, 'seed')}", title_justify="left", box=None, padding=(0, 1, 0, 0))
     entries = {entry.arm: entry for entry in report.entries if entry.axis == axis}
     rows = [_row(report, entries[place.name], place) for place in places]
     for head in rows[0] if rows else ():
         table.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
-    for number, row in enumerate(rows):
-        last = number + 1 == len(rows) or places[number + 1].rank != places[number].rank
-        table.add_row(*row.values(), end_section=last)
+    for place, row, before in zip(places, rows, [None, *places], strict=False):
+        if before is not None and place.rank != before.rank:
+            table.add_row()
+        table.add_row(*row.values())
     return table
 
 

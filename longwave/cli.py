@@ -37,10 +37,12 @@ def main() -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Directory of the two runs.")] = Path("runs/demo"),
-    tokens: Annotated[int, typer.Option(help="Training tokens of each model.", min=1)] = 900_000,
+    output: Annotated[Path, typer.Option(help="Directory of the runs; what it holds is not done again.")] = Path(
+        "runs/demo"
+    ),
+    tokens: Annotated[int, typer.Option(help="Training tokens of each run on text.", min=1)] = 300_000,
 ) -> None:
-    """Certify hale and softmax, train both at equal parameters, compare them and let them speak."""
+    """Certify every mixer, train all at equal parameters, rank them, ask them to recall, and let them speak."""
     from longwave.comparison import run_demo
 
     _quiet_libraries()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ class Arm:
         labels = dict.fromkeys(label for entry in configuration.labels() for label in entry)
         return {label: dict(configuration.mixer_kwargs.get(label, {})) for label in labels}
 
+    @property
+    def source(self) -> str:
+        """Code of the user's own mixers; results of other code are other results."""
+        own = [sys.modules[resolve(label).__module__] for label in self.mixers if ":" in label]
+        return "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in own if module.__file__)
+
 
 def read_arms(names: Sequence[str], base: str, overrides: Sequence[tuple[str, Any]] = ()) -> list[Arm]:
     """The arms of a comparison.
@@ -50,14 +57,19 @@ def read_arms(names: Sequence[str], base: str, overrides: Sequence[tuple[str, An
         resolve(label)
     shared, arguments = read_values(base), {label: {} for label in labels}
     for path, value in overrides:
+        if path.startswith("model.") and len(labels) < len(names):
+            own = next(name for name in names if name not in labels)
+            raise ValueError(f"--set {path}: {own} has a model of its own; set it there")
         owner = max((label for label in labels if path.startswith(f"{label}.")), key=len, default=None)
         target, path = (shared, path) if owner is None else (arguments[owner], path.removeprefix(f"{owner}."))
         set_value(target, path, value)
     arms = [_read_arm(name, shared, arguments.get(name)) for name in names]
     found = [arm.name for arm in arms]
     twice = next((name for name in found if found.count(name) > 1), None)
-    if twice is not None:
+    if twice in labels:
         raise ValueError(f"{twice!r} is named twice; give a variant a label of its own, such as {twice}@again")
+    if twice is not None:
+        raise ValueError(f"two run files are called {twice!r}; an arm goes by the name of its file")
     if len(arms) < 2:
         raise ValueError("a comparison needs at least two arms")
     return arms
@@ -70,8 +82,11 @@ def _is_run_file(name: str) -> bool:
 def _read_arm(name: str, shared: dict[str, Any], arguments: dict[str, Any] | None) -> Arm:
     values = copy.deepcopy(shared)
     if arguments is None:
-        values["model"] = read_values(name).get("model", {})
-        return Arm(Path(name).stem, check_run(values, name))
+        model = read_values(name).get("model")
+        if not model:
+            raise ValueError(f"{name}: has no section model, which is what a run file brings into a comparison")
+        return Arm(Path(name).stem, check_run({**values, "model": model}, name))
     model = values.setdefault("model", {})
+    arguments = {**(model.get("mixer_kwargs") or {}).get(name, {}), **arguments}
     model["mixer_types"], model["mixer_kwargs"] = name, {name: arguments} if arguments else {}
     return Arm(name, check_run(values, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from longwave.comparison.workers import train_all
 from longwave.data import ScoredRows, chance, solve
 from longwave.ops import use_backend
 from longwave.training import Data, Run, prepare_data
-from longwave.verification import Verdict, certify, mixer_subject
+from longwave.verification import MixerSubject, Verdict, certify, mixer_subject
 from longwave.verification.provenance import commit
 from longwave.verification.report import print_header, print_line
 
@@ -59,6 +59,8 @@ class Comparison:
     def __init__(self, terms: Terms, directory: Path, console: Console | None = None) -> None:
         self.terms, self.store, self.console = terms, Store(directory), console or Console(quiet=True)
         self.sized = {(axis, arm.name): self._sized(axis, arm) for axis in terms.axes for arm in terms.arms}
+        self.sources = {arm.name: arm.source for arm in terms.arms}
+        self.runs: dict[Path, Run] = {}
         self.estimates: dict[Path, float] = {}
 
     def run(self, *, plan_only: bool = False) -> Report:
@@ -78,15 +80,15 @@ class Comparison:
         self._say_plan(entrants, trials)
         if plan_only:
             return self._report(certificates, [], [], data)
-        self._train(path for found in trials for path in found.values())
+        self._train([path for found in trials for path in found.values()], data)
         entries = [self._entry(entrant, found) for entrant, found in zip(entrants, trials, strict=True)]
         files = [
             (entry, seed, self._run_file(entrant, seed, entry.rate, entry.tokens))
             for seed in terms.seeds
             for entrant, entry in zip(entrants, entries, strict=True)
         ]
-        self._train(path for _, _, path in files)
-        cells = [self._cell(entry, seed, path, data) for entry, seed, path in files]
+        self._train([path for _, _, path in files], data)
+        cells = [Cell(entry.axis, entry.arm, seed, path, self._outcome(path)) for entry, seed, path in files]
         report = self._report(certificates, entries, cells, data)
         self.store.write_report(report.as_dict())
         return report
@@ -98,10 +100,10 @@ class Comparison:
         return solve_size(arm, target).run
 
     def _certificate(self, arm: Arm) -> str:
-        """``passed``, or what the arm's mixers fail or declare to break, in the forms that training uses."""
-        found, heads = [], arm.run.model.num_heads
+        """``passed``, or what the arm's mixers fail or declare to break, small and in the fast forms."""
+        found = []
         for label, arguments in arm.mixers.items():
-            subject = mixer_subject(label, arguments, hidden_size=HEAD_DIM * heads, num_heads=heads)
+            subject = _small_subject(label, arguments, arm.run)
             print_header(self.console, subject)
             with use_backend("auto", any_rows=True):
                 certificate = certify(subject, report=partial(print_line, self.console))
@@ -113,10 +115,13 @@ class Comparison:
         """The arms under every budget; operations and seconds are those of the first arm."""
         if not arms:
             return []
-        axes, first = self.terms.axes, arms[0]
-        seconds = seconds_per_token({arm: self.sized[axes[0], arm] for arm in arms}, data, self.store)
-        found = []
-        for axis in axes:
+        first, found = arms[0], []
+        if first != self.terms.arms[0].name:
+            self._say(
+                f"{first} takes the place of {self.terms.arms[0].name} as the reference of operations and seconds"
+            )
+        for axis in self.terms.axes:
+            seconds = seconds_per_token({arm: self.sized[axis, arm] for arm in arms}, data, self.store)
             operations = {arm: operations_per_token(self.sized[axis, arm]) for arm in arms}
             cost = {"operations": operations, "seconds": seconds}.get(axis, dict.fromkeys(arms, 1.0))
             for arm in arms:
@@ -126,7 +131,8 @@ class Comparison:
 
     def _run_file(self, entrant: Entrant, seed: int, rate: float, tokens: int) -> Path:
         run = with_training(entrant.run, seed=seed, learning_rate=rate, tokens=tokens)
-        path = self.store.run_file(entrant.arm, run)
+        path = self.store.run_file(entrant.arm, run, self.sources[entrant.arm])
+        self.runs[path] = run
         self.estimates[path] = entrant.seconds_per_token * run.training.tokens
         return path
 
@@ -151,8 +157,17 @@ class Comparison:
             f"{minutes * len(self.terms.seeds):,.1f}, one after another; what is done already is not done again"
         )
 
-    def _train(self, paths: Iterable[Path]) -> None:
-        left = [path for path in dict.fromkeys(paths) if self.store.outcome(path) is None]
+    def _train(self, paths: list[Path], data: Data) -> None:
+        """Train what has not ended; what has must be of today's data."""
+        left = []
+        for path in dict.fromkeys(paths):
+            outcome = self.store.outcome(path)
+            if outcome is None:
+                self.store.write_run(path, self.runs[path])
+                left.append(path)
+            else:
+                outcome.check(data)
+                self.store.tidy(path)
         beside = min(self.terms.jobs, max(1, torch.cuda.device_count()))  # on a CPU they share the cores
         minutes = sum(self.estimates[path] for path in left) / 60 / beside
         if left:
@@ -164,14 +179,14 @@ class Comparison:
         found = tuple(Trial(rate, self._outcome(path).loss) for rate, path in trials.items())
         fallback = self.terms.rates[0] if self.terms.rates else entrant.run.training.learning_rate
         return Entry(
-            entrant.axis,
-            entrant.arm,
-            size_of(entrant.run),
-            entrant.run.training.tokens,
-            operations_per_token(entrant.run),
-            {length: state_bytes(entrant.run, length) for length in STATE_LENGTHS},
-            found,
-            min(found, key=lambda trial: trial.loss).rate if found else fallback,
+            axis=entrant.axis,
+            arm=entrant.arm,
+            size=size_of(entrant.run),
+            tokens=entrant.run.training.tokens,
+            operations_per_token=operations_per_token(entrant.run),
+            state_bytes={length: state_bytes(entrant.run, length) for length in STATE_LENGTHS},
+            trials=found,
+            rate=min(found, key=lambda trial: trial.loss).rate if found else fallback,
         )
 
     def _outcome(self, path: Path) -> Outcome:
@@ -179,28 +194,42 @@ class Comparison:
         assert outcome is not None
         return outcome
 
-    def _cell(self, entry: Entry, seed: int, path: Path, data: Data) -> Cell:
-        outcome = self._outcome(path)
-        if outcome.record is not None and outcome.record.data_sha256 != data.sha256:
-            raise ValueError(
-                f"{outcome.directory} was trained on other data than there is now; choose another --output"
-            )
-        return Cell(entry.axis, entry.arm, seed, path, outcome)
-
     def _report(self, certificates: dict[str, str], entries: list[Entry], cells: list[Cell], data: Data) -> Report:
-        task = isinstance(data.valid, ScoredRows)
+        task, terms = isinstance(data.valid, ScoredRows), self.terms
         return Report(
-            "error rate" if task else "bits per byte",
-            certificates,
-            entries,
-            cells,
-            _references(data.valid) if isinstance(data.valid, ScoredRows) else {},
-            machine(),
-            commit(),
+            measure="error rate" if task else "bits per byte",
+            certificates=certificates,
+            entries=entries,
+            cells=cells,
+            references=_references(data.valid) if isinstance(data.valid, ScoredRows) else {},
+            terms={
+                "arms": [arm.name for arm in terms.arms],
+                "budgets": list(terms.axes),
+                "seeds": list(terms.seeds),
+                "parameters": terms.parameters,
+                "rates": list(terms.rates),
+                "trial_tokens": terms.trial_tokens,
+                "jobs": terms.jobs,
+                "reference": terms.arms[0].run.model_dump(mode="json"),
+            },
+            machine=machine(),
+            commit=commit(),
         )
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _small_subject(label: str, arguments: dict, run: Run) -> MixerSubject:
+    """The arm's mixer with its heads, as few channels to a head as it can be built with."""
+    heads, width = run.model.num_heads, run.model.hidden_size
+    sizes = [HEAD_DIM << power for power in range(8) if HEAD_DIM << power < width // heads]
+    for head_dim in sizes:
+        try:
+            return mixer_subject(label, arguments, hidden_size=head_dim * heads, num_heads=heads)
+        except ValueError:  # such as a share of the channels that is no whole number
+            continue
+    return mixer_subject(label, arguments, hidden_size=width, num_heads=heads)
 
 
 def _references(rows: ScoredRows) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from longwave.mixers import available
 from longwave.model import load_model, load_tokenizer
 
 REFERENCE = "softmax"
-PARTS = ("text", "mqar")
 SEEDS = 3
 #: Training tokens of an arm's run on the recall task, over those on text.
 RECALL_SHARE = 4
@@ -24,15 +22,11 @@ NEW_TOKENS = 120
 
 
 def run_demo(output: Path, tokens: int, console: Console) -> bool:
-    """Run the demo into ``output`` (a directory that it may replace); true if every certificate passed.
+    """Run the demo into ``output``, where an earlier one is gone on with; true if every certificate passed.
 
     Args:
         tokens: of each run on text.
-
-    Raises:
-        ValueError: ``output`` holds something that is not an earlier demo.
     """
-    _make_room(output)
     arms = (REFERENCE, *(name for name in available() if name != REFERENCE))
 
     console.rule("The Python standard library's text, at equal parameters")
@@ -57,15 +51,6 @@ def run_demo(output: Path, tokens: int, console: Console) -> bool:
     )
     console.print("\n".join(["", *lines]), soft_wrap=True, markup=False, highlight=False)
     return not (text.invalid or recall.invalid)
-
-
-def _make_room(output: Path) -> None:
-    if not output.exists():
-        return
-    strangers = sorted(path.name for path in output.iterdir() if path.name not in PARTS)
-    if strangers:
-        raise ValueError(f"{output}: holds {strangers[0]!r}, which no demo wrote; choose another --output")
-    shutil.rmtree(output)
 
 
 def _speak(directory: Path) -> str:

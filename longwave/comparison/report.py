@@ -81,7 +81,8 @@ class Report:
         entries: arms that were trained, by axis.
         cells: their runs.
         references: of a task, accuracies to hold the others against: ``chance`` and ``oracle``.
-        machine, commit: where and by which code.
+        terms: what was asked for.
+        machine, commit: where and by which code the report was made; a run's record says it of the run.
     """
 
     measure: str
@@ -89,6 +90,7 @@ class Report:
     entries: list[Entry]
     cells: list[Cell]
     references: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     commit: str = ""
 
@@ -101,6 +103,12 @@ class Report:
     def invalid(self) -> dict[str, str]:
         """Arms that are not ranked because their mixers are not certified."""
         return {arm: status for arm, status in self.certificates.items() if status != "passed"}
+
+    @property
+    def other_commits(self) -> list[str]:
+        """Code that trained some of the runs and is not today's."""
+        records = [cell.outcome.record for cell in self.cells if cell.outcome.record is not None]
+        return sorted({record.versions["commit"] for record in records} - {self.commit})
 
     @property
     def diverged(self) -> list[Cell]:
@@ -135,6 +143,7 @@ class Report:
         """JSON-able, with every run's full record."""
         return {
             "measure": self.measure,
+            "terms": self.terms,
             "certificates": self.certificates,
             "rankings": {axis: [_place(place) for place in places] for axis, places in self.rankings.items()},
             "flips": [flip._asdict() for flip in self.flips],
@@ -148,7 +157,7 @@ class Report:
 
 def _place(place: Place) -> dict[str, Any]:
     verdict = place.difference.verdict
-    return _finite({"arm": place.name, **asdict(place), "verdict": verdict})
+    return _finite({**asdict(place), "verdict": verdict})
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
@@ -158,7 +167,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "arm": cell.arm,
         "seed": cell.seed,
         "directory": str(cell.outcome.directory),
-        "record": record,
+        "record": _finite(record),
         "diverged": cell.outcome.diverged,
         "replay": cell.replay,
     }

@@ -8,10 +8,13 @@ from statistics import median
 import torch
 from torch.utils.data import default_collate
 
+from longwave.benchmarks.machine import machine
 from longwave.benchmarks.timing import interleave, stopwatch
 from longwave.comparison.store import Store
 from longwave.model import LongwaveForCausalLM
 from longwave.training import Data, Run
+from longwave.training.optimizers import build_optimizer
+from longwave.verification.provenance import commit
 
 #: Rounds in which every arm takes a step.
 ROUNDS = 5
@@ -24,7 +27,7 @@ def seconds_per_token(runs: Mapping[str, Run], data: Data, store: Store) -> dict
     """
     first = next(iter(runs))
     keys = {arm: [_shape(runs[first]), _shape(run)] for arm, run in runs.items()}
-    known = {arm: store.recall("speeds", key) for arm, key in keys.items()}
+    known = {arm: store.speed(key) for arm, key in keys.items()}
     missing = [arm for arm in runs if known[arm] is None]
     if missing:
         steps = {arm: _step(runs[arm], data) for arm in dict.fromkeys([first, *missing])}
@@ -35,25 +38,32 @@ def seconds_per_token(runs: Mapping[str, Run], data: Data, store: Store) -> dict
         scale = known[first] / times[first] if known[first] else 1 / tokens
         for arm in missing:
             known[arm] = times[arm] * scale
-            store.note("speeds", keys[arm], known[arm])
+            store.note_speed(keys[arm], known[arm])
     return known
 
 
 def _step(run: Run, data: Data) -> Callable[[], float]:
-    """A function that goes forward and backward with one batch and gives the seconds."""
+    """A function that takes one step of the optimizer with one batch and gives the seconds."""
     device = "cuda" if torch.cuda.is_available() and run.training.device != "cpu" else "cpu"
     model = LongwaveForCausalLM(run.model_configuration(len(data.tokenizer))).to(device)
     rows = iter(data.train)
     batch = default_collate([next(rows) for _ in range(run.training.batch_size // run.training.accumulation)])
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    precise = run.training.precision == "float32"
+    settings = run.training
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    optimizer = build_optimizer(model, settings.optimizer, weight_decay=settings.weight_decay, betas=settings.betas)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # what a step takes does not depend on where it goes
 
     def step() -> None:
-        for _ in range(run.training.accumulation):
-            with torch.autocast(device, torch.bfloat16, enabled=not precise):
+        for _ in range(settings.accumulation):
+            with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 loss = model(**batch).loss
             loss.backward()
-        model.zero_grad()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip or torch.inf)
+        optimizer.step()
+        optimizer.zero_grad()
 
     return stopwatch(step, device)
 
@@ -61,5 +71,6 @@ def _step(run: Run, data: Data) -> Callable[[], float]:
 def _shape(run: Run) -> dict:
     """What a step's time depends on."""
     values = run.model_dump(mode="json")
-    training = {name: values["training"][name] for name in ("batch_size", "accumulation", "precision", "device")}
-    return {"model": values["model"], "data": values["data"], "tokenizer": values["tokenizer"], **training}
+    for name in ("tokens", "seed", "learning_rate"):
+        del values["training"][name]
+    return {**values, "machine": machine("cuda" if torch.cuda.is_available() else "cpu"), "commit": commit()}

@@ -54,7 +54,9 @@ def _row(report: Report, entry: Entry, place: Place) -> dict[str, str]:
         row["tokens"] = f"{entry.tokens / 1e6:.2f}M"
     if entry.trials:
         row["rate"] = f"{entry.rate:g}{'*' if entry.at_the_edge else ''}"
-    row["tok/s"] = f"{entry.tokens / seconds:,.0f}"
+    if entry.axis == "seconds":
+        row["s"] = f"{seconds:,.0f}"
+    row["tok/s"] = f"{fmean(record.tokens for record in whole) / seconds:,.0f}"
     row["KiB"] = f"{next(iter(entry.state_bytes.values())) / KIB:,.0f}"
     return row
 
@@ -64,7 +66,7 @@ def _interval(place: Place) -> str:
     if found.mean == found.low == found.high == 0:
         return ""
     if not math.isfinite(found.low):
-        return f"{found.mean:.3f} [one seed]"
+        return f"{found.mean:.3f} [unknown]"
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
@@ -82,6 +84,8 @@ def _notes(report: Report) -> list[str]:
         f"worse at equal {flip.worse_on}"
         for flip in report.flips
     ]
+    if report.other_commits:
+        lines.append(f"some runs were trained by other code than {report.commit}: {', '.join(report.other_commits)}")
     if any(entry.at_the_edge for entry in report.entries):
         lines.append("* the lowest or the highest rate tried: a better one may lie beyond")
     if report.cells:

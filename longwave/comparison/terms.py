@@ -45,10 +45,17 @@ class Terms:
                 raise ValueError(f"unknown budget {axis!r}; legal: {', '.join(AXES)}")
         if "seconds" in self.axes and self.jobs > 1:
             raise ValueError("seconds are measured one run at a time: --budget seconds needs --jobs 1")
-        lowest = self.arms[0].run.training.minimum_learning_rate
+        run = self.arms[0].run
+        lowest = run.training.minimum_learning_rate
         for rate in self.rates:
-            if not lowest <= rate < float("inf"):
-                raise ValueError(f"--rates: {rate} is below training.minimum_learning_rate {lowest} or not finite")
+            if not max(lowest, 1e-12) <= rate < float("inf"):
+                raise ValueError(
+                    f"--rates: {rate} is not above 0, below training.minimum_learning_rate {lowest}, or not finite"
+                )
+        if run.evaluation.patience is not None:
+            raise ValueError("evaluation.patience ends runs early, which is no equal budget; set null")
+        if self.parameters is not None and self.axes == ("tokens",):
+            raise ValueError("--budget tokens takes sizes as they are: no --parameters beside it")
 
     @property
     def tokens(self) -> int:
@@ -83,7 +90,8 @@ def read_terms(
         parameters: of :class:`Terms`.
         seeds: how many, counted from the base run's own.
         rates: learning rates to try, as ``"0.001,0.002"``; empty for the base run's alone.
-        trial_tokens: of a trial; ``None`` for a quarter of the training tokens.
+        trial_tokens: of a trial; ``None`` for a quarter of the training tokens, or all of a task's, whose later
+            rows are of other sizes.
         jobs: of :class:`Terms`.
 
     Raises:
@@ -95,6 +103,8 @@ def read_terms(
         raise ValueError("--task has data of its own: no --base, --data or --validation beside it")
     given = {"data.train": data, "data.validation": validation, "training.tokens": tokens}
     shared = [(path, value) for path, value in given.items() if value is not None]
+    if trial_tokens is not None and len(_rates(rates)) < 2:
+        raise ValueError("--trial-tokens goes with at least two --rates")
     arms = tuple(read_arms(names, task or base or BASE, [*shared, *overrides]))
     training = arms[0].run.training
     return Terms(
@@ -102,14 +112,17 @@ def read_terms(
         axes=tuple(dict.fromkeys(word.strip() for word in budget.split(","))),
         seeds=tuple(range(training.seed, training.seed + seeds)),
         parameters=parameters,
-        rates=tuple(dict.fromkeys(_rate(word) for word in rates.split(",") if word.strip())),
-        trial_tokens=training.tokens // 4 if trial_tokens is None else trial_tokens,
+        rates=_rates(rates),
+        trial_tokens=trial_tokens or (training.tokens if arms[0].run.data.task else training.tokens // 4),
         jobs=jobs,
     )
 
 
-def _rate(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        raise ValueError(f"--rates holds {word.strip()!r}; expected numbers such as 0.001,0.002") from None
+def _rates(words: str) -> tuple[float, ...]:
+    found = []
+    for word in filter(str.strip, words.split(",")):
+        try:
+            found.append(float(word))
+        except ValueError:
+            raise ValueError(f"--rates holds {word.strip()!r}; expected numbers such as 0.001,0.002") from None
+    return tuple(dict.fromkeys(found))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -16,7 +17,8 @@ from rich.console import Console
 from longwave.comparison.store import Store
 from longwave.training import Data, Run, load_run, prepare_data, train
 
-DIVERGED = 1  # exit code of `longwave train` when a gradient is not finite
+#: Exit code of `longwave train`, and a part of its sentence, when a gradient is not finite.
+DIVERGED, NOT_FINITE = 1, "not finite"
 
 
 def train_all(run_files: Sequence[Path], store: Store, console: Console, jobs: int = 1) -> None:
@@ -28,19 +30,24 @@ def train_all(run_files: Sequence[Path], store: Store, console: Console, jobs: i
     Raises:
         ValueError: a run cannot be trained.
     """
-    waiting = [path for path in dict.fromkeys(run_files) if store.outcome(path) is None]
     if jobs == 1:
         data = _LatestData()
-        for number, path in enumerate(waiting, 1):
-            console.print(f"[bold]{path.stem}[/bold] ({number} of {len(waiting)})", highlight=False)
+        for number, path in enumerate(run_files, 1):
+            console.print(f"[bold]{path.stem}[/bold] ({number} of {len(run_files)})", highlight=False)
             _train_here(path, store, console, data)
         return
     places: SimpleQueue[int] = SimpleQueue()
     for place in range(jobs):
         places.put(place)
     with ThreadPoolExecutor(jobs) as pool:
-        for path in pool.map(lambda path: _train_apart(path, store, places, jobs), waiting):
-            console.print(f"[bold]{path.stem}[/bold] ended", highlight=False)
+        tasks = [pool.submit(_train_apart, path, store, places, jobs) for path in run_files]
+        try:
+            for number, task in enumerate(as_completed(tasks), 1):
+                stem = task.result().stem
+                console.print(f"[bold]{stem}[/bold] has ended ({number} of {len(run_files)})", highlight=False)
+        except BaseException:  # an interruption too: nothing more is begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class _LatestData:
@@ -59,11 +66,14 @@ class _LatestData:
 
 def _train_here(path: Path, store: Store, console: Console, data: _LatestData) -> None:
     run, directory = load_run(str(path)), path.with_suffix("")
-    try:
-        train(run, directory, resume=_begun(directory), console=console, data=data.of(run))
-    except FloatingPointError as error:
-        store.diverged(path, str(error))
-    store.tidy(path)
+    with _alone(path):
+        if store.outcome(path) is not None:
+            return
+        try:
+            train(run, directory, resume=_begun(directory), console=console, data=data.of(run))
+        except FloatingPointError as error:
+            store.diverged(path, str(error))
+        store.tidy(path)
 
 
 def _train_apart(path: Path, store: Store, places: SimpleQueue[int], jobs: int) -> Path:
@@ -75,17 +85,38 @@ def _train_apart(path: Path, store: Store, places: SimpleQueue[int], jobs: int) 
         environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // jobs))
     command = [sys.executable, "-m", "longwave.cli", "train", str(path), "--output", str(directory)]
     try:
-        done = subprocess.run(
-            command + ["--resume"] * _begun(directory), env=environment, capture_output=True, text=True, check=False
-        )
+        with _alone(path) as lock:
+            if store.outcome(path) is not None:
+                return path
+            command += ["--resume"] * _begun(directory)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, pass_fds=lock, check=False)
+            if done.returncode == DIVERGED and NOT_FINITE in done.stderr:
+                store.diverged(path, done.stderr.strip().splitlines()[-1])
+            elif done.returncode:
+                raise ValueError(
+                    f"{path}: the run stopped with exit code {done.returncode}: {done.stderr.strip()[-2000:]}"
+                )
+            store.tidy(path)
     finally:
         places.put(place)
-    if done.returncode == DIVERGED and "not finite" in done.stderr:
-        store.diverged(path, done.stderr.strip().splitlines()[-1])
-    elif done.returncode:
-        raise ValueError(f"{path}: the run stopped with exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
-    store.tidy(path)
     return path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[tuple[int, ...]]:
+    """Hold a run's file locked, so that no two processes train it; gives what a child process must inherit.
+
+    The lock lives as long as any process that has it: a child whose parent was killed is waited for. Where the
+    system has no such locks, nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield ()
+        return
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield (file.fileno(),)
 
 
 def _begun(directory: Path) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from longwave.data.corpora import EMBEDDED, SAMPLE_CHARACTERS, Contents, Corpus, Meter, head, join, read_corpus
 from longwave.data.mixing import MixedRows
 from longwave.data.packing import PackedRows, TokenStream
-from longwave.data.storage import store
+from longwave.data.storage import store, tokenizer_sha256
 from longwave.data.streaming import StreamedRows
 from longwave.data.synthetic import ScoredRows, TaskRows, TaskSection
 from longwave.data.tokenizers import build_tokenizer, number_tokenizer
@@ -101,12 +101,14 @@ class Data:
         valid: tokens of the validation text; of a task, the rows that are scored.
         sha256: of the training documents; of a mix, of its sources' hashes; of a task, of its settings. A streamed
             source is hashed up to its first 64 Mi characters.
+        scored_sha256: of the validation documents and the tokenizer; of a task, of its settings.
     """
 
     tokenizer: PreTrainedTokenizerBase
     train: PackedRows | MixedRows | StreamedRows | TaskRows
     valid: TokenStream | ScoredRows
     sha256: str
+    scored_sha256: str
 
 
 def prepare_data(settings: DataSection, tokenizer_kind: str, seed: int) -> Data:
@@ -124,8 +126,8 @@ def prepare_data(settings: DataSection, tokenizer_kind: str, seed: int) -> Data:
     """
     task, length = settings.task, settings.sequence_length
     if task is not None:
-        scored = ScoredRows(task, length)
-        return Data(number_tokenizer(task.vocabulary), TaskRows(task, length, seed), scored, task.sha256(length))
+        tokenizer, digest = number_tokenizer(task.vocabulary), task.sha256(length)
+        return Data(tokenizer, TaskRows(task, length, seed), ScoredRows(task, length), digest, digest)
     mix = settings.mix()
     train, valid = _read(settings, mix)
     weights = [part.weight for part in mix]
@@ -145,7 +147,9 @@ def prepare_data(settings: DataSection, tokenizer_kind: str, seed: int) -> Data:
         packed = [PackedRows(stream, length) for stream, _ in stored]
         rows = packed[0] if len(packed) == 1 else MixedRows(packed, weights)
         contents = [found for _, found in stored]
-    return Data(tokenizer, rows, store(valid, tokenizer, settings.cache)[0], _sha256(contents))
+    scored, found = store(valid, tokenizer, settings.cache)
+    digest = hashlib.sha256(f"{found.sha256} {tokenizer_sha256(tokenizer)}".encode()).hexdigest()
+    return Data(tokenizer, rows, scored, _sha256(contents), digest)
 
 
 def _read(settings: DataSection, mix: list[WeightedSource]) -> tuple[list[Corpus], Corpus]:

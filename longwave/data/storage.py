@@ -56,7 +56,7 @@ def store(
     try:
         root.mkdir(parents=True, exist_ok=True)
         contents = measure(corpus, root)
-        key = f"{FORMAT} {contents.sha256} {_tokenizer_sha256(tokenizer)}"
+        key = f"{FORMAT} {contents.sha256} {tokenizer_sha256(tokenizer)}"
         folder = root / hashlib.sha256(key.encode()).hexdigest()
         if not _is_whole(folder):
             _build(corpus, tokenizer, contents, folder)
@@ -144,7 +144,7 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of the files that a tokenizer saves."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:

@@ -7,8 +7,8 @@ The bracket is what the memory gets wrong about k_t: with beta_t = 1 it holds ex
 where linear attention would hold a sum. a_t = exp(-A step_t) forgets, one number for each head. Queries and keys
 have unit length, so that nothing grows; they and the values pass a short causal convolution and SiLU.
 
-Yang et al. 2024, https://arxiv.org/abs/2412.06464, sizes included; without a decay (``decay=False``) it is
-DeltaNet, https://arxiv.org/abs/2406.06484.
+Yang et al. 2024, https://arxiv.org/abs/2412.06464, sizes included. Without a decay (``decay=False``) it is the rule of
+DeltaNet, https://arxiv.org/abs/2406.06484, which has no output gate and values as wide as its keys.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
 from longwave.modules import ConvolvedHeads, GatedOutput, HeadDecay, Linear, MemoryState, head_width
 from longwave.ops import gated_delta_rule
+
+EPS = 1e-6
 
 
 class GatedDelta(TokenMixer):
@@ -30,7 +31,7 @@ class GatedDelta(TokenMixer):
     Args:
         hidden_size: D.
         num_heads: H.
-        decay: whether the memory forgets; False is DeltaNet.
+        decay: whether the memory forgets.
         expand_k: key channels of all heads over D.
         expand_v: value channels of all heads over D.
         conv_size: rows that the convolution reads, the present one included, at least 2.
@@ -81,7 +82,7 @@ class GatedDelta(TokenMixer):
         return_state: bool = False,
     ) -> tuple[Tensor, MemoryState | None]:
         (q, k, v), ring = self.heads(x, state, starts=starts)  # [B, N, H, d] twice, [B, N, H, e]
-        q, k = (F.normalize(part, dim=-1, eps=1e-6) for part in (q, k))
+        q, k = _unit(q), _unit(k)
         strength = observe("gated_delta.strength", torch.sigmoid(self.strength_proj(x)))  # beta, [B, N, H]
         log_decay = None if self.decay is None else observe("gated_delta.log_decay", self.decay(x)[0])
         out: Any
@@ -112,3 +113,9 @@ class GatedDelta(TokenMixer):
         pairs = 2 * chunk * H * (2 * d + e)
         system = chunk * H * (d + e)
         return num_tokens * (projections + pairs + system + 6 * H * d * e)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """``x`` with length 1 over the last axis, 0 for (nearly) 0."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + EPS)).to(x.dtype)

@@ -48,7 +48,7 @@ class ConvolvedHeads(nn.Module):
         self.sizes = [num_heads * width for width in (key_dim, key_dim, value_dim)]
         self.q_proj, self.k_proj, self.v_proj = (Linear(hidden_size, size, bias=False) for size in self.sizes)
         if conv_size:
-            self.taps = nn.Parameter(torch.empty(conv_size, sum(self.sizes)))
+            self.taps = nn.Parameter(torch.empty(sum(self.sizes), 1, conv_size))  # as PyTorch's depthwise ones
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -63,7 +63,8 @@ class ConvolvedHeads(nn.Module):
         rows = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
         past = None if state is None else Ring(state.rows, state.tokens)
         if self.conv_size:
-            found: Any = causal_convolution(rows, self.taps, initial_state=past, starts=starts, return_state=True)
+            taps = self.taps[:, 0].flip(-1).T  # the present row's first
+            found: Any = causal_convolution(rows, taps, initial_state=past, starts=starts, return_state=True)
             rows, ring = F.silu(found[0]), found[1]
         else:
             tokens = None if state is None else state.tokens
@@ -133,7 +134,7 @@ class GatedOutput(nn.Module):
 
     def forward(self, heads: Tensor, x: Tensor) -> Tensor:
         """``heads`` `[B, N, H, e]` and the mixer's input ``x`` `[B, N, D]` to `[B, N, D]`."""
-        normed = rearrange(self.norm(heads), "b n h e -> b n (h e)")
+        normed = rearrange(self.norm(heads.to(self.norm.weight.dtype)), "b n h e -> b n (h e)")
         return self.o_proj(normed * F.silu(self.g_proj(x)))
 
 

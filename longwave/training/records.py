@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import torch
 
+from longwave.data import Data
 from longwave.evaluation import Score
 from longwave.model import LongwaveForCausalLM
 from longwave.training.configuration import Run
@@ -29,6 +30,7 @@ class Record:
     seconds: float
     scores: dict[str, float]
     data_sha256: str
+    scored_sha256: str
     seed: int
     device: str
     num_threads: int
@@ -41,9 +43,7 @@ def body_parameters(model: LongwaveForCausalLM) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outside)
 
 
-def make_record(
-    run: Run, model: LongwaveForCausalLM, data_sha256: str, tokens: int, seconds: float, result: Score
-) -> Record:
+def make_record(run: Run, model: LongwaveForCausalLM, data: Data, tokens: int, seconds: float, result: Score) -> Record:
     """The record of a run that ended with ``result``."""
     return Record(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -51,7 +51,8 @@ def make_record(
         tokens=tokens,
         seconds=seconds,
         scores=result.values(),
-        data_sha256=data_sha256,
+        data_sha256=data.sha256,
+        scored_sha256=data.scored_sha256,
         seed=run.training.seed,
         device=str(model.device),
         num_threads=torch.get_num_threads(),

@@ -61,7 +61,7 @@ def train(
     sample = partial(_continue, data.tokenizer)
     validation = Validation(run.evaluation, evaluate, sample, metrics, output)
     callbacks = [StopBeforeNonFinite(), metrics, validation, progress]
-    identity = hashlib.sha256(f"{_dump(run)}{data.sha256}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{_dump(run)}{data.sha256}{data.scored_sha256}".encode()).hexdigest()
     trainer = RunTrainer(run, identity, model, data.train, output, total_steps, callbacks)
     if trainer.is_world_process_zero():
         console.print(forecast(run, model, next(iter(data.train)), total_steps))
@@ -82,7 +82,7 @@ def train(
         load_model(model, str(validation.best_weights))
 
     result = evaluate(model)
-    record = make_record(run, model, data.sha256, step * tokens_per_step, seconds, result)
+    record = make_record(run, model, data, step * tokens_per_step, seconds, result)
     if trainer.is_world_process_zero():
         with _no_bars():
             model.save_pretrained(output)

@@ -30,6 +30,18 @@ class TestArms:
         assert two.mixers == {"hale@narrow": {"window": 4}}
         assert one.run.training.batch_size == 2
 
+    def test_a_label_keeps_the_arguments_that_the_base_run_gives_it(self, arms):
+        _, hale = arms("softmax", "hale", **{"hale.num_levels": 1})
+        assert hale.mixers == {"hale": {"window": 8, "num_levels": 1}}
+
+    def test_what_a_run_file_would_not_hear_is_refused(self, arms, tmp_path):
+        (tmp_path / "own.yaml").write_text("model: {mixer_types: hale}")
+        (tmp_path / "none.yaml").write_text("training: {tokens: 5}")
+        with pytest.raises(ValueError, match=r"own\.yaml has a model of its own; set it there"):
+            arms("softmax", str(tmp_path / "own.yaml"), **{"model.hidden_size": 32})
+        with pytest.raises(ValueError, match=r"none\.yaml: has no section model"):
+            arms("softmax", str(tmp_path / "none.yaml"))
+
     def test_a_run_file_gives_its_model_alone(self, arms, tmp_path):
         (tmp_path / "own.yaml").write_text(
             "model: {mixer_types: [hale, softmax], num_hidden_layers: 2, hidden_size: 16, num_heads: 2}\n"
@@ -110,7 +122,10 @@ class TestTerms:
         [
             ({"budget": "money"}, "unknown budget 'money'; legal: parameters, operations, seconds, tokens"),
             ({"rates": "fast"}, "--rates holds 'fast'; expected numbers"),
-            ({"rates": "0.0"}, "--rates: 0.0 is below training.minimum_learning_rate 1e-05 or not finite"),
+            ({"rates": "0.0"}, "--rates: 0.0 is not above 0, below training.minimum_learning_rate 1e-05, or not"),
+            ({"trial_tokens": 100}, "--trial-tokens goes with at least two --rates"),
+            ({"budget": "tokens", "parameters": 9}, "no --parameters beside it"),
+            ({"overrides": [("evaluation.patience", 1)]}, "evaluation.patience ends runs early"),
             ({"budget": "seconds", "jobs": 2}, "--budget seconds needs --jobs 1"),
         ],
     )

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
-from longwave.comparison import Comparison, print_comparison, read_terms, workers
+from longwave.comparison import Comparison, compare, print_comparison, read_terms, workers
 from longwave.training import load_run, train
 
 
@@ -32,7 +35,9 @@ def test_an_uncertified_mixer_is_invalid_and_not_trained(base, tmp_path):
 
 
 def test_a_published_form_that_breaks_a_law_is_invalid(base, tmp_path):
-    terms = read_terms(("softmax", "hale"), [("hale.cache", "published")], base=str(base), seeds=1)
+    terms = read_terms(
+        ("softmax", "hale"), [("hale.cache", "published"), ("hale.num_levels", 4)], base=str(base), seeds=1
+    )
     assert Comparison(terms, tmp_path / "out").run().invalid == {"hale": "hale declared: P3"}
 
 
@@ -109,37 +114,68 @@ def test_runs_side_by_side_are_those_done_one_after_another(race):
     assert scores(race("softmax", "hale", jobs=2, output="beside")) == scores(race("softmax", "hale"))
 
 
-def test_other_data_under_the_same_name_is_refused(race, tmp_path):
-    race("softmax", "hale")
-    (tmp_path / "text.txt").write_text("something else entirely\n" * 500)
+@pytest.mark.parametrize("changed", ["text.txt", "valid.txt"])
+def test_other_data_under_the_same_name_is_refused_before_anything_is_trained(race, tmp_path, changed, monkeypatch):
+    (tmp_path / "valid.txt").write_text("the lazy dog jumps\n" * 50)
+    overrides = [("data.validation", str(tmp_path / "valid.txt"))]
+    race("softmax", "hale", overrides=overrides)
+    (tmp_path / changed).write_text("something else entirely\n" * 500)
+    monkeypatch.setattr(workers, "train", None)
     with pytest.raises(ValueError, match=r"was trained on other data than there is now; choose another --output"):
-        race("softmax", "hale")
+        race("softmax", "hale", "gated_delta", overrides=overrides)
 
 
-def _compare(base: str, output: str) -> None:
-    import torch
+def test_a_score_that_is_not_finite_is_a_diverged_run(race, monkeypatch):
+    report = race("softmax", "hale")
+    path = report.cells[1].outcome.directory / "scored_rows.npy"
+    np.save(path, np.full_like(np.load(path), np.nan))
+    report = race("softmax", "hale")
+    assert [place.name for place in report.rankings["parameters"]] == ["softmax"]
+    assert [(cell.arm, cell.seed) for cell in report.diverged] == [("hale", 7)]
 
-    from longwave.comparison import compare
 
+def test_without_a_certified_arm_there_is_a_report_and_no_run(base, tmp_path):
+    terms = read_terms(
+        ("tests.verification.gallery:BatchMean", "tests.verification.gallery:WholeBlockMean"), base=str(base)
+    )
+    report = Comparison(terms, tmp_path / "out").run()
+    assert len(report.invalid) == 2
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["rankings"] == {}
+
+
+def test_a_mixer_of_the_users_own_is_trained_anew_when_its_code_changes(race, tmp_path, monkeypatch):
+    source = Path(__file__).parents[1] / "toys.py"
+    for number, name in enumerate(("one", "two")):
+        (tmp_path / "my_mixers.py").write_text(f"{source.read_text()}\n# version {number}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        sys.modules.pop("my_mixers", None)
+        report = race("softmax", "my_mixers:CumulativeMean", seeds=1)
+        (cell,) = report.cells_of("parameters", "my_mixers:CumulativeMean")
+        assert cell.run_file.exists(), name
+    assert len(list((tmp_path / "compared" / "runs").glob("my_mixers*.yaml"))) == 2
+
+
+def _compare(base: str, output: Path, jobs: int) -> None:
     torch.set_num_threads(1)
     compare.Comparison._certificate = lambda self, arm: "passed"
-    compare.Comparison(read_terms(("softmax", "hale"), base=base, seeds=2), output).run()
+    compare.Comparison(read_terms(("softmax", "hale"), base=base, seeds=2, jobs=jobs), output).run()
 
 
-def test_killed_and_continued_it_is_the_undisturbed_one(race, base, tmp_path):
+@pytest.mark.parametrize(("jobs", "delays"), [(1, (1.5, 2.5, 3.5)), (2, (4.0,))], ids=["in turn", "side by side"])
+def test_killed_and_continued_it_is_the_undisturbed_one(race, base, tmp_path, jobs, delays):
     undisturbed = race("softmax", "hale", output="undisturbed")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["longwave.comparison"])
     hits = 0
-    for delay in (1.5, 2.5, 3.5):
-        process = context.Process(target=_compare, args=(str(base), tmp_path / "killed"))
+    for delay in delays:
+        process = context.Process(target=_compare, args=(str(base), tmp_path / "killed", jobs))
         process.start()
         process.join(delay)
         hits += process.is_alive()
         process.kill()
         process.join()
     assert hits
-    assert scores(race("softmax", "hale", output="killed")) == scores(undisturbed)
+    assert scores(race("softmax", "hale", output="killed", jobs=jobs)) == scores(undisturbed)
 
 
 class TestTask:

@@ -55,6 +55,17 @@ class TestCoverage:
         simulation_error = math.sqrt(0.95 * 0.05 / repeats)
         assert held / repeats > 0.95 - 2.6 * simulation_error
 
+    def test_neighbouring_rows_that_are_alike_do_not_make_it_too_narrow(self):
+        rng = np.random.default_rng(0)
+        repeats, held = 400, 0
+        for _ in range(repeats):
+            rows, last = np.empty(480), rng.standard_normal() / math.sqrt(1 - 0.3**2)
+            for index in range(480):  # autoregressive, as differences of text rows were measured to be
+                rows[index] = last = 0.3 * last + rng.standard_normal()
+            scores = rows + 0.01 * rng.standard_normal((3, 1))
+            held += difference(scores, np.zeros_like(scores), draws=500).tie
+        assert held / repeats > 0.95 - 2.6 * math.sqrt(0.95 * 0.05 / repeats)
+
     @pytest.mark.parametrize(("num_seeds", "at_most"), [(2, 1.15), (3, 1.1), (10, 1.05)])
     def test_it_is_as_wide_as_students_when_only_seeds_differ(self, num_seeds, at_most):
         scores = noise(np.random.default_rng(1), num_seeds, 60, seeds=1.0, rows=0.1)

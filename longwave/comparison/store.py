@@ -74,7 +74,7 @@ class Store:
             return Outcome(directory, None, None, (directory / "diverged.txt").read_text(encoding="utf-8"))
         if not (directory / "record.json").exists():
             return None
-        record = Record(**json.loads((directory / "record.json").read_text(encoding="utf-8")))
+        record = Record.read(directory / "record.json")
         rows = np.load(directory / "scored_rows.npy")
         if not np.isfinite(rows).all():
             return Outcome(directory, record, None, "the score is not finite")

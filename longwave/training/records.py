@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -35,6 +37,18 @@ class Record:
     device: str
     num_threads: int
     versions: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """What ``path`` holds.
+
+        Raises:
+            ValueError: it is no record, or one of another version of the package.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a record that this version writes: {error}") from None
 
 
 def body_parameters(model: LongwaveForCausalLM) -> int:

@@ -48,7 +48,7 @@ def train(
     if int(os.environ.get("RANK", "0")) == 0:  # the other processes of torchrun may come when it has begun to write
         _check_directory(run, output, resume)
     if resume and (output / "record.json").exists():
-        return Record(**json.loads((output / "record.json").read_text(encoding="utf-8")))
+        return Record.read(output / "record.json")
     console = console or Console(quiet=True)
     data = data or prepare_data(run)
     set_seed(run.training.seed)

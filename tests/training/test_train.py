@@ -22,7 +22,7 @@ from longwave.data import tokenize
 from longwave.evaluation import score
 from longwave.model import LongwaveForCausalLM
 from longwave.training import load_run, prepare_data, train
-from longwave.training.records import body_parameters
+from longwave.training.records import Record, body_parameters
 from tests.training.tiny import STEPS, write_run
 
 
@@ -293,3 +293,9 @@ def test_a_run_that_stops_leaves_no_model(poisoned, run, tmp_path):
     with pytest.raises(FloatingPointError):
         train(run, tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_record_of_another_version_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "record.json").write_text('{"parameters": 3}')
+    with pytest.raises(ValueError, match=r"record\.json: not a record that this version writes"):
+        Record.read(tmp_path / "record.json")

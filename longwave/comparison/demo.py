@@ -15,8 +15,9 @@ from longwave.model import load_model, load_tokenizer
 
 REFERENCE = "softmax"
 SEEDS = 3
-#: Training tokens of an arm's run on the recall task, over those on text.
-RECALL_SHARE = 4
+#: Of the recall task: seeds, training tokens over those of a run on text, and what differs from the preset.
+RECALL_SEEDS, RECALL_SHARE = 2, 5
+RECALL = (("data.sequence_length", 32), ("data.task.sizes", [2, 4]))
 PROMPT = "def "
 NEW_TOKENS = 120
 
@@ -32,7 +33,7 @@ def run_demo(output: Path, tokens: int, console: Console) -> bool:
     console.rule("The Python standard library's text, at equal parameters")
     text = Comparison(read_terms(arms, tokens=tokens, seeds=SEEDS), output / "text", console).run()
     console.rule("Recall of key-value pairs, at equal parameters")
-    terms = read_terms(arms, task="mqar", tokens=RECALL_SHARE * tokens, seeds=SEEDS)
+    terms = read_terms(arms, RECALL, task="mqar", tokens=RECALL_SHARE * tokens, seeds=RECALL_SEEDS)
     recall = Comparison(terms, output / "mqar", console).run()
 
     console.rule("Text")

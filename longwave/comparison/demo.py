@@ -14,10 +14,12 @@ from longwave.mixers import available
 from longwave.model import load_model, load_tokenizer
 
 REFERENCE = "softmax"
-SEEDS = 3
-#: Of the recall task: seeds, training tokens over those of a run on text, and what differs from the preset.
-RECALL_SEEDS, RECALL_SHARE = 2, 5
-RECALL = (("data.sequence_length", 32), ("data.task.sizes", [2, 4]))
+#: What differs from the presets, so that little text and few rows teach much: small batches.
+TEXT = (("training.batch_size", 8),)
+RECALL = (("training.batch_size", 32), ("data.sequence_length", 32), ("data.task.sizes", [2, 4]))
+SEEDS, RECALL_SEEDS = 3, 2
+#: Training tokens of a run on the recall task, over those on text.
+RECALL_SHARE = 4
 PROMPT = "def "
 NEW_TOKENS = 120
 
@@ -31,7 +33,7 @@ def run_demo(output: Path, tokens: int, console: Console) -> bool:
     arms = (REFERENCE, *(name for name in available() if name != REFERENCE))
 
     console.rule("The Python standard library's text, at equal parameters")
-    text = Comparison(read_terms(arms, tokens=tokens, seeds=SEEDS), output / "text", console).run()
+    text = Comparison(read_terms(arms, TEXT, tokens=tokens, seeds=SEEDS), output / "text", console).run()
     console.rule("Recall of key-value pairs, at equal parameters")
     terms = read_terms(arms, RECALL, task="mqar", tokens=RECALL_SHARE * tokens, seeds=RECALL_SEEDS)
     recall = Comparison(terms, output / "mqar", console).run()
@@ -48,6 +50,7 @@ def run_demo(output: Path, tokens: int, console: Console) -> bool:
         f"All runs are in {output}.",
         f"More text: longwave generate {first[REFERENCE]} --prompt 'import '",
         f"One more seed: longwave compare {' '.join(arms)} --tokens {tokens} --seeds {SEEDS + 1} "
+        f"{' '.join(f'--set {path}={value}' for path, value in TEXT)} "
         f"--output {output / 'text'}",
     )
     console.print("\n".join(["", *lines]), soft_wrap=True, markup=False, highlight=False)

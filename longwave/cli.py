@@ -40,7 +40,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Directory of the runs; what it holds is not done again.")] = Path(
         "runs/demo"
     ),
-    tokens: Annotated[int, typer.Option(help="Training tokens of each run on text.", min=1)] = 200_000,
+    tokens: Annotated[int, typer.Option(help="Training tokens of each run on text.", min=1)] = 150_000,
 ) -> None:
     """Certify every mixer, train all at equal parameters, rank them, ask them to recall, and let them speak."""
     from longwave.comparison import run_demo

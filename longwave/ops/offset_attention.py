@@ -1,10 +1,13 @@
-"""Softmax attention over fixed causal offsets.
+"""Attention over fixed causal offsets.
 
-The offsets are a dense window, 0..window-1 rows back, the row itself included. Notation: B batch,
-N rows, H query heads, G key/value heads (query head h reads key/value head h // (H / G)), d channels.
+A row reads the rows of its own document at fixed distances behind it: a dense window 0..window-1, a list of offsets,
+or both. Notation: B batch, N rows, H query heads, G key/value heads (query head h reads key/value head h // (H / G)),
+d channels, T distances. The kinds of weights are those of DWARF (spec of the conditions J, K, N and G).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,86 +15,152 @@ from einops import rearrange
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._distances import EPS, TAKES, Kind, Reads, attend, known_rows
 from longwave.ops.documents import Ring, document_positions, empty_ring
+from longwave.ops.features import elu_plus_one
 
 
 def offset_attention(
-    q: Tensor,
-    k: Tensor,
+    q: Tensor | None,
+    k: Tensor | None,
     v: Tensor,
     *,
-    window: int,
+    window: int | None = None,
+    offsets: Sequence[int] = (),
+    kind: Kind = "softmax",
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
     initial_state: Ring | None = None,
     starts: Tensor | None = None,
     return_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Ring]:
-    """o_i = sum_j softmax_j(q_i·k_j / sqrt(d)) v_j over j = i-window+1..i of i's own document.
+    """o_i = sum_t w_ti v_{i-δ_t} over the distances δ that stay in i's own document, s_ti = q_i·k_{i-δ_t}.
+
+    The T distances are 0..window-1 and then ``offsets``. By ``kind``:
+
+    * ``softmax``: w = softmax_t(s / sqrt(d) + bias), exp(``sink``) being one more term of the denominator;
+    * ``elu``: w = a f(s + bias) / (sum_t |a| f(s + bias) + sink + 1e-6), f(z) = elu(z) + 1, a the ``weights``;
+    * ``dot``: w = a s;
+    * ``field``: w = a; ``q`` and ``k`` are ``None``.
 
     Args:
         q: `[B, N, H, d]`.
         k, v: `[B, N, G, d]`, H a multiple of G.
-        window: at least 1; a window longer than the document is full causal attention.
-        initial_state: ring of ``window`` rows `[B, window, 2, G, d]`, keys before values.
+        window: distances 0..window-1, at least 1; ``None`` for none. One longer than the document is full causal
+            attention.
+        offsets: more distances, at least 0; one may occur again.
+        weights, bias: broadcastable to `[B, H, T, N]`, rows last: they lie side by side in the fast form.
+        sink: broadcastable to `[B, H, N]`.
+        initial_state: ring of R rows, R the largest distance + 1: `[B, R, 2, G, d]`, keys before values, or, of a
+            ``field``, `[B, R, 1, G, d]`.
         starts: `[B, N]` bool, first row of each document.
         backend: ``auto``, ``naive``, ``torch`` or ``numba``.
 
     Returns:
-        `[B, N, H, d]` in q's dtype; with ``return_state`` also the final ring.
+        `[B, N, H, d]` in v's dtype; with ``return_state`` also the final ring.
 
     Raises:
-        ValueError: ``window`` is below 1, H is no multiple of G, or the ring has another size.
+        ValueError: there is no distance or a negative one, an argument does not go with the kind, H is no multiple of
+            G, or the ring has another size.
         BackendUnavailable: the backend has no form of this op.
     """
-    if window < 1:
+    if window is not None and window < 1:
         raise ValueError(f"offset_attention: window must be at least 1, got {window}")
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(f"offset_attention: {q.shape[2]} query heads are no multiple of {k.shape[2]} key/value heads")
-    if initial_state is not None and initial_state.rows.shape[1] != window:
+    reads = Reads((*range(window or 0), *offsets), kind, weights, bias, sink)
+    _check(q, k, v, reads)
+    reach = max(reads.distances)
+    if initial_state is not None and initial_state.rows.shape[1] != reach + 1:
         raise ValueError(
-            f"offset_attention: window {window} needs a ring of {window} rows, got {initial_state.rows.shape[1]}"
+            f"offset_attention: distances up to {reach} need a ring of {reach + 1} rows, "
+            f"got {initial_state.rows.shape[1]}"
         )
-    form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch, q)
+    form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch, v)
     tokens = None if initial_state is None else initial_state.tokens
-    positions = document_positions(*q.shape[:2], tokens=tokens, starts=starts, device=q.device)
-    reach = window - 1
-    past = None if initial_state is None else initial_state.last(reach).to(k.dtype)
-    out = form(q, k, v, past, window, positions)
+    positions = document_positions(*v.shape[:2], tokens=tokens, starts=starts, device=v.device)
+    past = None if initial_state is None else initial_state.last(reach).to(v.dtype)
+    out = form(q, k, v, past, positions, reads)
     if not return_state:
         return out
-    new = torch.stack([k[:, -window:], v[:, -window:]], dim=2)
+    new = torch.stack([x[:, -(reach + 1) :] for x in (k, v) if x is not None], dim=2)
     if initial_state is None:
-        initial_state = empty_ring(q.shape[0], window, tuple(new.shape[2:]), new)
+        initial_state = empty_ring(v.shape[0], reach + 1, tuple(new.shape[2:]), new)
     return out, initial_state.extended(new.to(initial_state.rows.dtype), positions)
 
 
 def offset_attention_naive(
-    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window: int, positions: Tensor
+    q: Tensor | None, k: Tensor | None, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
 ) -> Tensor:
-    """Row by row. ``past`` `[B, window - 1, 2, G, d]` holds the keys and values before the piece, oldest first."""
-    k, v = _after(past, k, v, window)
-    num_rows, num_heads = q.shape[1:3]
-    reach, group = k.shape[1] - num_rows, num_heads // k.shape[2]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    dtype, q = q.dtype, q.to(wide)
-    k, v = (x.to(wide).repeat_interleave(group, dim=2) for x in (k, v))
+    """Row by row, as the formula says. ``past`` `[B, reach, 2, G, d]` are the rows before the piece, oldest first."""
+    k, v = known_rows(past, k, v)
+    batch_size, num_rows = positions.shape
+    reach, heads = v.shape[1] - num_rows, (v if q is None else q).shape[2]
+    wide, dtype, count = torch.promote_types(v.dtype, torch.float32), v.dtype, len(reads.distances)
+    v = v.to(wide).repeat_interleave(heads // v.shape[2], dim=2)
+    k = None if k is None else k.to(wide).repeat_interleave(heads // k.shape[2], dim=2)
+    shapes = ((batch_size, heads, count, num_rows), (batch_size, heads, count, num_rows), (batch_size, heads, num_rows))
+    a, bias, sink = (
+        None if x is None else x.to(wide).expand(shape) for x, shape in zip(reads[2:], shapes, strict=True)
+    )
     out = []
-    for b in range(q.shape[0]):
-        for t in range(num_rows):
-            oldest = reach + t - min(window - 1, int(positions[b, t]))
-            keys, values = k[b, oldest : reach + t + 1], v[b, oldest : reach + t + 1]
-            scores = torch.einsum("hd,jhd->hj", q[b, t], keys) / q.shape[-1] ** 0.5
-            out.append(torch.einsum("hj,jhd->hd", scores.softmax(dim=-1), values))
-    return torch.stack(out).view_as(q).to(dtype)
+    for b, i in ((b, i) for b in range(batch_size) for i in range(num_rows)):
+        near = [t for t, distance in enumerate(reads.distances) if distance <= positions[b, i]]
+        rows = [reach + i - reads.distances[t] for t in near]
+        s = None if q is None else torch.einsum("hd,thd->ht", q[b, i].to(wide), k[b, rows])
+        if reads.kind == "field":
+            w = a[b, :, near, i]
+        elif reads.kind == "dot":
+            w = a[b, :, near, i] * s
+        elif reads.kind == "elu":
+            f = elu_plus_one(s if bias is None else s + bias[b, :, near, i])
+            total = (a[b, :, near, i].abs() * f).sum(dim=1) + EPS + (0.0 if sink is None else sink[b, :, i])
+            w = a[b, :, near, i] * f / total[:, None]
+        else:
+            logits = s / q.shape[3] ** 0.5 + (0.0 if bias is None else bias[b, :, near, i])
+            if sink is not None:
+                logits = torch.cat([logits, sink[b, :, i, None]], dim=1)
+            w = logits.softmax(dim=1)[:, : len(near)]
+        out.append(torch.einsum("ht,thd->hd", w, v[b, rows]))
+    return torch.stack(out).view(batch_size, num_rows, heads, -1).to(dtype)
 
 
 def offset_attention_torch(
-    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window: int, positions: Tensor
+    q: Tensor | None, k: Tensor | None, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
 ) -> Tensor:
+    """A bare window by blocks; else distance by distance, each a shifted view of the keys and values."""
+    if reads.window is not None:
+        return _attend_window(q, k, v, past, reads.window, positions)
+    return attend(q, k, v, past, positions, reads, _score, _mix)
+
+
+def _score(rows: Tensor, known: Tensor, distances: list[int]) -> Tensor:
+    rows = rearrange(rows, "b n (g r) d -> b n g r d", g=known.shape[2])
+    parts = _behind(known, rows.shape[1], distances)
+    return torch.stack([torch.einsum("bngrd,bngd->bgrn", rows, part).flatten(1, 2) for part in parts], dim=2)
+
+
+def _mix(weights: Tensor, known: Tensor, distances: list[int]) -> Tensor:
+    weights = rearrange(weights, "b (g r) t n -> t b n g r 1", g=known.shape[2])
+    parts = _behind(known, weights.shape[2], distances)
+    return sum(w * part[:, :, :, None] for w, part in zip(weights, parts, strict=True)).flatten(2, 3)
+
+
+def _behind(known: Tensor, num_rows: int, distances: list[int]) -> list[Tensor]:
+    """For each distance, what lies so far behind the last ``num_rows`` of the known rows; 0 before them."""
+    reach = max(distances)
+    missing = max(0, reach + num_rows - known.shape[1])
+    known = F.pad(known, (0, 0, 0, 0, missing, 0))
+    end = known.shape[1]
+    return [known[:, end - num_rows - distance : end - distance] for distance in distances]
+
+
+def _attend_window(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window: int, positions: Tensor) -> Tensor:
     """Blocks of C <= window queries, each with the C + reach keys it can see, by PyTorch's fused attention."""
-    k, v = _after(past, k, v, window)
     num_rows = q.shape[1]
-    reach, block = k.shape[1] - num_rows, min(window, num_rows)
+    reach = min(window, num_rows) - 1 if past is None else window - 1
+    k, v = (F.pad(x, (0, 0, 0, 0, reach + num_rows - x.shape[1], 0)) for x in known_rows(past, k, v))
+    block = min(window, num_rows)
     padding = -num_rows % block
     q = rearrange(F.pad(q, (0, 0, 0, 0, 0, padding)), "b (n c) h d -> (b n) h c d", c=block)
     k, v = (
@@ -107,9 +176,16 @@ def offset_attention_torch(
     return rearrange(out, "(b n) h c d -> b (n c) h d", b=positions.shape[0])[:, :num_rows]
 
 
-def _after(past: Tensor | None, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Keys and values `[B, reach + N, G, d]` that begin ``reach`` rows, at most window - 1, before the piece."""
-    if past is None:
-        missing = (0, 0, 0, 0, min(window, k.shape[1]) - 1, 0)
-        return F.pad(k, missing), F.pad(v, missing)
-    return torch.cat([past[:, :, 0], k], dim=1), torch.cat([past[:, :, 1], v], dim=1)
+def _check(q: Tensor | None, k: Tensor | None, v: Tensor, reads: Reads) -> None:
+    if not reads.distances or min(reads.distances) < 0:
+        raise ValueError(f"offset_attention: give a window or offsets of at least 0, got {list(reads.distances)}")
+    if reads.kind not in TAKES:
+        raise ValueError(f"offset_attention: unknown kind {reads.kind!r}; legal: {', '.join(TAKES)}")
+    if (q is None or k is None) != (reads.kind == "field"):
+        raise ValueError("offset_attention: q and k belong to every kind but field, which has neither")
+    given = {name for name in ("weights", "bias", "sink") if getattr(reads, name) is not None}
+    takes = TAKES[reads.kind]
+    if given - takes or ("weights" in takes) != ("weights" in given):
+        raise ValueError(f"offset_attention: {reads.kind} takes {', '.join(sorted(takes))}, got {sorted(given)}")
+    if q is not None and q.shape[2] % v.shape[2]:
+        raise ValueError(f"offset_attention: {q.shape[2]} query heads are no multiple of {v.shape[2]} key/value heads")

@@ -208,5 +208,5 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 def test_a_ring_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="window 5 needs a ring of 5 rows, got 4"):
+    with pytest.raises(ValueError, match="distances up to 4 need a ring of 5 rows, got 4"):
         offset_attention(**make(3), window=5, initial_state=past(4, 2))

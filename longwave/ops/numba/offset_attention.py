@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from longwave.ops._distances import Reads, attend
 from longwave.ops.numba._adapter import exp, kernel, prange
 from longwave.ops.numba._chunkwise import Scratch, Span, spans
+from longwave.ops.numba._distances import mix, score
 
 #: Rows (batch times tokens) from which this form was measured to beat torch's.
 PAYS_FROM = 128
@@ -25,14 +27,16 @@ SEGMENT_SIZE = 512 * 1024
 
 
 def offset_attention_numba(
-    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window: int, positions: Tensor
+    q: Tensor | None, k: Tensor | None, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
 ) -> Tensor:
     """See :func:`longwave.ops.offset_attention.offset_attention_torch`."""
+    if reads.window is None:
+        return attend(q, k, v, past, positions, reads, score, mix)
     if past is None:
         past = k.new_zeros(k.shape[0], 0, 2, *k.shape[2:])
     dtype = torch.promote_types(q.dtype, torch.float32)
     rows = (x.to(dtype) for x in (q, k, v, past))
-    return _forward(*rows, positions, window).to(q.dtype)
+    return _forward(*rows, positions, reads.window).to(q.dtype)
 
 
 @custom_op("longwave::offset_attention_numba", mutates_args=())

@@ -79,34 +79,48 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Directory of a run or model.")],
-    data: Annotated[
-        str | None, typer.Option(help="`embedded`, or a text file, scored whole; default what the run was scored on.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="`embedded`, or a text file; default the run's own.")] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens that are read at a time; default the run's, of a text 256.", min=2)
+        int | None, typer.Option(help="Tokens read at a time; default the run's, of --data 256, protocols 2048.", min=2)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.", min=1)] = 16,
+    protocols: Annotated[str | None, typer.Option(help="Instead, protocols of the suite, as a,b, or `all`.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that a protocol adds to a prompt.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Of what the protocols sample.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="File for what the protocols find, as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Bits per byte and perplexity of a text, or the accuracy on a run's task."""
+    """Bits per byte and perplexity of a text, or the accuracy on a run's task; or protocols of the suite."""
     from functools import partial
 
     from longwave.data import read_corpus, tokenize
-    from longwave.evaluation import LikelihoodScore, score
+    from longwave.evaluation import LikelihoodScore, needs_text, print_suite, protocol_names, run_suite, score
     from longwave.model import load_model, load_tokenizer
     from longwave.training import load_run, prepare_data, score_function
+    from longwave.training.callbacks import replace_text
 
     _quiet_libraries()
-    loaded = load_model(model)
+    names = () if protocols is None else protocol_names(protocols)
+    if output is not None and (output.is_dir() or not (names and output.parent.is_dir())):
+        raise ValueError(f"--output {output}: expected a file in a directory that exists, with --protocols")
+    loaded, text = load_model(model), None
     if data is not None:
-        stream = tokenize(read_corpus(data).documents, load_tokenizer(model, loaded))
-        measure = partial(score, stream=stream, sequence_length=sequence_length or 256)
+        text = tokenize(read_corpus(data).documents, load_tokenizer(model, loaded))
+        measure = partial(score, stream=text, sequence_length=sequence_length or 256)
     elif (Path(model) / "run.yaml").is_file():
         changes = [f"data.sequence_length={sequence_length}"] if sequence_length else []
         run = load_run(str(Path(model) / "run.yaml"), changes)
-        measure = score_function(run, prepare_data(run))
-    else:
+        prepared = prepare_data(run)
+        measure, text, sequence_length = score_function(run, prepared), prepared.valid, run.data.sequence_length
+    elif needs_text(names) or not names:
         raise ValueError(f"{model}: holds no run.yaml that says what to score it on; give --data")
+    if names:
+        found = {"text": text, "protocols": names, "max_length": sequence_length, "max_new_tokens": new_tokens}
+        settings = {"batch_size": batch_size, "seed": seed, "label": model, "progress": _progress}
+        report = run_suite(loaded, load_tokenizer(model, loaded), **found, **settings)
+        if output is not None:
+            replace_text(output, json.dumps(report))
+        return print(json.dumps(report)) if as_json else print_suite(Console(), report)
     with _progress("score") as advance:
         result = measure(loaded, batch_size=batch_size, progress=advance)
     counts = {"rows": len(result.rows)}
@@ -162,6 +176,9 @@ def verify(
     ] = None,
     longest: Annotated[int, typer.Option(help="Tokens of the longest sequence tried.", min=8)] = 257,
     backend: Annotated[str, typer.Option(help="Of the ops: auto, naive, torch, numba, triton.")] = "auto",
+    properties: Annotated[
+        bool, typer.Option("--properties", help="Instead, what was published of the mixer, measured (dwarf).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
@@ -171,6 +188,11 @@ def verify(
     from longwave.verification.report import print_header, print_line
 
     _quiet_libraries()
+    if properties:
+        if overrides:
+            raise ValueError("--properties measures the published configurations; it takes no --set")
+        with use_backend(backend):
+            raise typer.Exit(0 if _measure_properties(target, as_json) else 1)
     subject = subject_of(target, dict(parse_override(override) for override in overrides or []))
     console = Console()
     if not as_json:
@@ -319,6 +341,22 @@ def list_all(
     _print_table("Presets", presets)
     if forms:
         _print_table("Backends", forms)
+
+
+def _measure_properties(target: str, as_json: bool) -> bool:
+    from longwave.verification import properties_of
+    from longwave.verification.dwarf import measure_properties
+    from longwave.verification.dwarf.report import PropertyPrinter
+
+    published = properties_of(target)
+    if as_json:
+        report = measure_properties(target, published)
+        print(json.dumps(report.as_dict()))
+    else:
+        printer = PropertyPrinter(Console(), target)
+        report = measure_properties(target, published, report=printer.line)
+        printer.summary(report)
+    return report.passed
 
 
 def _in_words(scores: dict[str, float]) -> str:

@@ -43,6 +43,7 @@ class Softmax(TokenMixer):
         window: tokens that are read, the present one included; ``None`` for all.
         rotary_base: base of the rotary positions; ``None`` for no positions at all.
         bias: whether the four projections have one.
+        gate_bias: heads are multiplied by sigmoid(x W_g + b_g), which begins at this b_g; ``None`` for no gate.
         dropout: probability, after the output projection.
 
     Raises:
@@ -58,6 +59,7 @@ class Softmax(TokenMixer):
         window: int | None = None,
         rotary_base: float | None = 10000.0,
         bias: bool = False,
+        gate_bias: float | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(hidden_size, num_heads)
@@ -76,7 +78,14 @@ class Softmax(TokenMixer):
         self.k_proj = Linear(hidden_size, kv_size, bias=bias)
         self.v_proj = Linear(hidden_size, kv_size, bias=bias)
         self.o_proj = Linear(hidden_size, hidden_size, bias=bias)
+        self.gate_bias = gate_bias
+        self.gate_proj = Linear(hidden_size, hidden_size) if gate_bias is not None else None
         self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.gate_proj is not None:
+            nn.init.constant_(self.gate_proj.bias, self.gate_bias)
 
     def declaration(self) -> Declaration:
         if self.window is None:
@@ -103,8 +112,7 @@ class Softmax(TokenMixer):
             out = _attend_documents(q, k, v, starts) if state is None else _attend_past(q, k, v, state, positions)
             state = state or self.init_state(x.shape[0], device=x.device, dtype=k.dtype)
             final = self._written(state, k, v, positions) if return_state else None
-        y = self.dropout(self.o_proj(rearrange(out, "b n h d -> b n (h d)")))
-        return y, final if return_state else None
+        return self._output(out, x), final if return_state else None
 
     @torch.no_grad()
     def step(self, x: Tensor, state: SoftmaxState) -> tuple[Tensor, SoftmaxState]:
@@ -125,8 +133,7 @@ class Softmax(TokenMixer):
         if len(batch) > 1 or self.window is not None:
             visible = (torch.arange(length, device=x.device) <= tokens[:, None])[:, None, None]
         out = _fused(q, keys, values, visible)
-        y = self.o_proj(rearrange(out, "b n h d -> b (n h d)"))
-        return self.dropout(y), SoftmaxState(rows, tokens + 1)
+        return self._output(out, x[:, None])[:, 0], SoftmaxState(rows, tokens + 1)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> SoftmaxState:
         weight = self.k_proj.weight
@@ -142,7 +149,7 @@ class Softmax(TokenMixer):
 
     def flops(self, num_tokens: int) -> int:
         D, kv = self.hidden_size, self.num_kv_heads * self.head_dim
-        projections = num_tokens * 4 * D * (D + kv)
+        projections = num_tokens * (4 * D * (D + kv) + (2 * D * D if self.gate_proj is not None else 0))
         if self.window is None:
             return projections + 2 * D * num_tokens * (num_tokens + 1)
         return projections + 4 * D * num_tokens * (2 * min(self.window, num_tokens) - 1)
@@ -156,6 +163,13 @@ class Softmax(TokenMixer):
             angles = rotary_angles(positions, self.head_dim, base=self.rotary_base, dtype=q.dtype)
             q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
         return q, k, v
+
+    def _output(self, heads: Tensor, x: Tensor) -> Tensor:
+        """`[B, N, D]` of heads `[B, N, H, d]` and the mixer's input."""
+        heads = rearrange(heads, "b n h d -> b n (h d)")
+        if self.gate_proj is not None:
+            heads = heads * self.gate_proj(x).sigmoid()
+        return self.dropout(self.o_proj(heads))
 
     def _written(self, state: SoftmaxState, k: Tensor, v: Tensor, positions: Tensor) -> SoftmaxState:
         """The state after the rows k, v: those of each batch row's last document, each in its slot."""

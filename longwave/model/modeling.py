@@ -172,7 +172,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
                 nn.init.normal_(self.memory, std=self.config.initializer_range)
             for module in self.modules():
                 if isinstance(module, TokenMixer):
-                    module.reset_parameters()
+                    _reset(module)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
@@ -221,3 +221,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | Non
     if num_items is None:
         return F.cross_entropy(logits, labels)
     return F.cross_entropy(logits, labels, reduction="sum") / num_items
+
+
+@torch.no_grad()
+def _reset(mixer: TokenMixer) -> None:
+    """Initial values for the mixer's parameters, those excepted that transformers marks as loaded."""
+    loaded = [(p, p.clone()) for p in mixer.parameters() if getattr(p, "_is_hf_initialized", False)]
+    mixer.reset_parameters()
+    for parameter, value in loaded:
+        parameter.copy_(value)

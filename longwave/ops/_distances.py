@@ -19,7 +19,7 @@ EPS = 1e-6
 class Reads(NamedTuple):
     """What every row reads and how it weighs it: see :func:`longwave.ops.offset_attention.offset_attention`.
 
-    ``weights`` and ``bias`` are broadcastable to `[B, H, T, N]`, ``sink`` to `[B, H, N]`.
+    ``weights`` and ``bias`` are broadcastable to `[B, H, N, T]`, ``sink`` to `[B, H, N]`.
     """
 
     distances: tuple[int, ...]
@@ -45,50 +45,58 @@ def attend(
     score: Callable[[Tensor, Tensor, list[int]], Tensor],
     mix: Callable[[Tensor, Tensor, list[int]], Tensor],
 ) -> Tensor:
-    """Weights `[B, H, T, N]` between two products that a backend brings.
+    """Weights `[B, H, N, T]` between two products that a backend brings; heads lie before rows in both.
 
     Args:
-        score: from queries `[B, N, H, d]`, keys `[B, P + N, G, d]` and D distinct distances to `[B, H, D, N]`, 0 where
-            a distance leads to before the keys.
-        mix: from weights `[B, H, D, N]`, values and distances to `[B, N, H, d]`.
+        score: from queries `[B, H, N, d]`, keys `[B, G, P + N, d]` and D distinct distances, sorted, to
+            `[B, H, N, D]`, 0 where a distance leads to before the keys.
+        mix: from weights `[B, H, N, D]`, values and distances to `[B, H, N, d]`.
     """
-    k, v = known_rows(past, k, v)
+    known = known_rows(past, k, v)
     wide = torch.promote_types(v.dtype, torch.float32)
+    q, k, values = (x if x is None else x.to(wide).transpose(1, 2).contiguous() for x in (q, *known))
     # What lies further back than anything known is read by no row.
-    kept = [t for t, distance in enumerate(reads.distances) if distance < v.shape[1]]
-    distances = torch.tensor([reads.distances[t] for t in kept], device=v.device)
-    distinct = sorted({reads.distances[t] for t in kept})
-    index = torch.tensor([distinct.index(reads.distances[t]) for t in kept], device=v.device)
-    repeated = len(kept) > len(distinct)
+    kept = [t for t, distance in enumerate(reads.distances) if distance < values.shape[2]] or [0]
+    distances = [reads.distances[t] for t in kept]
+    distinct = sorted(set(distances))
+    spread = None
+    if distances != distinct:
+        spread = torch.zeros(len(distinct), len(kept), dtype=wide, device=v.device)
+        spread[[distinct.index(distance) for distance in distances], range(len(kept))] = 1.0
     scores = None
     if q is not None:
-        scores = score(q.to(wide), k.to(wide), distinct)
-        scores = scores[:, :, index] if repeated else scores
-    hidden = (distances[:, None] > positions[:, None])[:, None]  # [B, 1, T, N]
-    a, bias = (x if x is None or x.shape[-2] == 1 else x[..., kept, :] for x in (reads.weights, reads.bias))
-    w = _weigh(scores, hidden, reads._replace(weights=a, bias=bias), 0 if q is None else q.shape[3])
-    if repeated:
-        w = w.new_zeros(*w.shape[:2], len(distinct), w.shape[3]).index_add(2, index, w)
-    return mix(w, v.to(wide), distinct).to(v.dtype)
+        scores = score(q, k, distinct)
+        scores = scores if spread is None else scores @ spread
+    hidden = positions[:, None, :, None] < torch.tensor(distances, device=v.device)  # [B, 1, N, T]
+    a, bias = reads.weights, reads.bias
+    if len(kept) < len(reads.distances):
+        a, bias = (x if x is None or x.shape[-1] == 1 else x[..., kept] for x in (a, bias))
+    w = weigh(scores, hidden, reads._replace(weights=a, bias=bias), v.shape[3])
+    w = w.expand(-1, (values if q is None else q).shape[1], -1, -1)
+    return mix(w if spread is None else w @ spread.T, values, distinct).transpose(1, 2).to(v.dtype)
 
 
-def _weigh(scores: Tensor | None, hidden: Tensor, reads: Reads, head_dim: int) -> Tensor:
-    """The weights of values."""
+def weigh(scores: Tensor | None, hidden: Tensor, reads: Reads, head_dim: int) -> Tensor:
+    """The weights of values, `[B, H, N, T]`."""
     a, bias, sink = reads[2:]
     if reads.kind == "field":
-        return a.expand(*a.shape[:3], hidden.shape[3]).masked_fill(hidden, 0.0)
+        return a.expand(*a.shape[:2], *hidden.shape[2:]).masked_fill(hidden, 0.0)
     if reads.kind == "dot":
         return (a * scores).masked_fill(hidden, 0.0)
     if reads.kind == "elu":
         f = elu_plus_one(scores if bias is None else scores + bias).masked_fill(hidden, 0.0)
-        total = (a.abs() * f).sum(dim=2, keepdim=True) + EPS
-        return a * f / (total if sink is None else total + sink[:, :, None])
-    logits = scores * head_dim**-0.5
-    logits = (logits if bias is None else logits + bias).masked_fill(hidden, -torch.inf)
+        total = (a.abs() * f).sum(dim=-1, keepdim=True) + EPS
+        return a * f / (total if sink is None else total + sink[..., None])
+    logits = scores.mul_(head_dim**-0.5)  # in place: large new memory costs more than arithmetic
+    if bias is not None:
+        logits = logits.add_(bias)
+    logits = logits.masked_fill_(hidden, -torch.inf)
+    if sink is None and min(reads.distances):  # a row that reads nothing has no weights
+        sink = torch.where(hidden.all(dim=-1), 0.0, -torch.inf).to(logits)
     if sink is None:
-        return logits.softmax(dim=2)
-    sink = sink[:, :, None].expand(*logits.shape[:2], 1, logits.shape[3])
-    return torch.cat([logits, sink], dim=2).softmax(dim=2)[:, :, :-1]
+        return logits.softmax(dim=-1)
+    sink = sink[..., None].expand(*logits.shape[:3], 1)
+    return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def known_rows(past: Tensor | None, k: Tensor | None, v: Tensor) -> tuple[Tensor | None, Tensor]:

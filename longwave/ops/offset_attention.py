@@ -1,8 +1,15 @@
 """Attention over fixed causal offsets.
 
 A row reads the rows of its own document at fixed distances behind it: a dense window 0..window-1, a list of offsets,
-or both. Notation: B batch, N rows, H query heads, G key/value heads (query head h reads key/value head h // (H / G)),
-d channels, T distances. The kinds of weights are those of DWARF (spec of the conditions J, K, N and G).
+or both. The kinds of weights are those of DWARF, s_t being q_i · k_{i-δ_t}:
+
+* ``softmax``: w = softmax_t(s / sqrt(d) + bias), exp(sink) being one more term of the denominator;
+* ``elu``: w = a f(s + bias) / (sum_t |a| f(s + bias) + sink + 1e-6), f(z) = elu(z) + 1, a the weights given;
+* ``dot``: w = a s;
+* ``field``: w = a, without queries and keys.
+
+Notation: B batch, N rows, H query heads, G key/value heads (query head h reads key/value head h // (H / G)),
+d channels, T distances.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
-from longwave.ops._distances import EPS, TAKES, Kind, Reads, attend, known_rows
+from longwave.ops._distances import EPS, TAKES, Kind, Reads, attend, known_rows, weigh
 from longwave.ops.documents import Ring, document_positions, empty_ring
 from longwave.ops.features import elu_plus_one
 
@@ -38,12 +45,8 @@ def offset_attention(
 ) -> Tensor | tuple[Tensor, Ring]:
     """o_i = sum_t w_ti v_{i-δ_t} over the distances δ that stay in i's own document, s_ti = q_i·k_{i-δ_t}.
 
-    The T distances are 0..window-1 and then ``offsets``. By ``kind``:
-
-    * ``softmax``: w = softmax_t(s / sqrt(d) + bias), exp(``sink``) being one more term of the denominator;
-    * ``elu``: w = a f(s + bias) / (sum_t |a| f(s + bias) + sink + 1e-6), f(z) = elu(z) + 1, a the ``weights``;
-    * ``dot``: w = a s;
-    * ``field``: w = a; ``q`` and ``k`` are ``None``.
+    The T distances are 0..window-1 and then ``offsets``. Weights w by ``kind``, see the file; a row that reads
+    nothing is 0.
 
     Args:
         q: `[B, N, H, d]`.
@@ -51,19 +54,17 @@ def offset_attention(
         window: distances 0..window-1, at least 1; ``None`` for none. One longer than the document is full causal
             attention.
         offsets: more distances, at least 0; one may occur again.
-        weights, bias: broadcastable to `[B, H, T, N]`, rows last: they lie side by side in the fast form.
+        weights, bias: broadcastable to `[B, H, N, T]`.
         sink: broadcastable to `[B, H, N]`.
         initial_state: ring of R rows, R the largest distance + 1: `[B, R, 2, G, d]`, keys before values, or, of a
             ``field``, `[B, R, 1, G, d]`.
         starts: `[B, N]` bool, first row of each document.
         backend: ``auto``, ``naive``, ``torch`` or ``numba``.
 
-    Returns:
-        `[B, N, H, d]` in v's dtype; with ``return_state`` also the final ring.
+    Returns: `[B, N, H, d]` in v's dtype; with ``return_state`` also the final ring.
 
     Raises:
-        ValueError: there is no distance or a negative one, an argument does not go with the kind, H is no multiple of
-            G, or the ring has another size.
+        ValueError: no distance or a negative one, an argument against the kind, H no multiple of G, another ring.
         BackendUnavailable: the backend has no form of this op.
     """
     if window is not None and window < 1:
@@ -89,6 +90,45 @@ def offset_attention(
     return out, initial_state.extended(new.to(initial_state.rows.dtype), positions)
 
 
+@torch.no_grad()
+def offset_attention_step(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    ring: Ring,
+    *,
+    offsets: Sequence[int],
+    kind: Kind = "softmax",
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+) -> tuple[Tensor, Ring]:
+    """:func:`offset_attention` on one row, which is written into ``ring``: T rows are read and no other.
+
+    Args:
+        q: `[B, H, d]`; k, v: `[B, G, d]`.
+        weights, bias, sink: as of :func:`offset_attention`, with N = 1.
+
+    Returns:
+        `[B, H, d]` in v's dtype, and the ring.
+    """
+    reads = Reads(tuple(offsets), kind, weights, bias, sink)
+    rows, tokens = ring
+    batch, wide = torch.arange(v.shape[0], device=v.device), torch.promote_types(v.dtype, torch.float32)
+    rows[batch, tokens % rows.shape[1]] = torch.stack([x for x in (k, v) if x is not None], dim=1).to(rows.dtype)
+    distances = torch.tensor(reads.distances, device=v.device)
+    behind = tokens[:, None] - distances
+    found = rows[batch[:, None], behind % rows.shape[1]].to(wide)  # [B, T, 1 or 2, G, d]
+    scores = None
+    if q is not None:
+        grouped = rearrange(q.to(wide), "b (g r) d -> b g r d", g=v.shape[1])
+        scores = torch.einsum("bgrd,btgd->bgrt", grouped, found[:, :, 0]).flatten(1, 2)[:, :, None]
+    w = weigh(scores, (behind < 0)[:, None, None], reads, v.shape[2])
+    heads = (v if q is None else q).shape[1]
+    w = rearrange(w.expand(v.shape[0], heads, -1, -1), "b (g r) 1 t -> b g r t", g=v.shape[1])
+    return torch.einsum("bgrt,btgd->bgrd", w, found[:, :, -1]).flatten(1, 2).to(v.dtype), Ring(rows, tokens + 1)
+
+
 def offset_attention_naive(
     q: Tensor | None, k: Tensor | None, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
 ) -> Tensor:
@@ -99,7 +139,7 @@ def offset_attention_naive(
     wide, dtype, count = torch.promote_types(v.dtype, torch.float32), v.dtype, len(reads.distances)
     v = v.to(wide).repeat_interleave(heads // v.shape[2], dim=2)
     k = None if k is None else k.to(wide).repeat_interleave(heads // k.shape[2], dim=2)
-    shapes = ((batch_size, heads, count, num_rows), (batch_size, heads, count, num_rows), (batch_size, heads, num_rows))
+    shapes = ((batch_size, heads, num_rows, count), (batch_size, heads, num_rows, count), (batch_size, heads, num_rows))
     a, bias, sink = (
         None if x is None else x.to(wide).expand(shape) for x, shape in zip(reads[2:], shapes, strict=True)
     )
@@ -109,15 +149,15 @@ def offset_attention_naive(
         rows = [reach + i - reads.distances[t] for t in near]
         s = None if q is None else torch.einsum("hd,thd->ht", q[b, i].to(wide), k[b, rows])
         if reads.kind == "field":
-            w = a[b, :, near, i]
+            w = a[b, :, i, near]
         elif reads.kind == "dot":
-            w = a[b, :, near, i] * s
+            w = a[b, :, i, near] * s
         elif reads.kind == "elu":
-            f = elu_plus_one(s if bias is None else s + bias[b, :, near, i])
-            total = (a[b, :, near, i].abs() * f).sum(dim=1) + EPS + (0.0 if sink is None else sink[b, :, i])
-            w = a[b, :, near, i] * f / total[:, None]
+            f = elu_plus_one(s if bias is None else s + bias[b, :, i, near])
+            total = (a[b, :, i, near].abs() * f).sum(dim=1) + EPS + (0.0 if sink is None else sink[b, :, i])
+            w = a[b, :, i, near] * f / total[:, None]
         else:
-            logits = s / q.shape[3] ** 0.5 + (0.0 if bias is None else bias[b, :, near, i])
+            logits = s / q.shape[3] ** 0.5 + (0.0 if bias is None else bias[b, :, i, near])
             if sink is not None:
                 logits = torch.cat([logits, sink[b, :, i, None]], dim=1)
             w = logits.softmax(dim=1)[:, : len(near)]
@@ -135,24 +175,23 @@ def offset_attention_torch(
 
 
 def _score(rows: Tensor, known: Tensor, distances: list[int]) -> Tensor:
-    rows = rearrange(rows, "b n (g r) d -> b n g r d", g=known.shape[2])
-    parts = _behind(known, rows.shape[1], distances)
-    return torch.stack([torch.einsum("bngrd,bngd->bgrn", rows, part).flatten(1, 2) for part in parts], dim=2)
+    rows = rearrange(rows, "b (g r) n d -> b g r n d", g=known.shape[1])
+    parts = _behind(known, rows.shape[3], distances)
+    return torch.stack([torch.einsum("bgrnd,bgnd->bgrn", rows, part).flatten(1, 2) for part in parts], dim=-1)
 
 
 def _mix(weights: Tensor, known: Tensor, distances: list[int]) -> Tensor:
-    weights = rearrange(weights, "b (g r) t n -> t b n g r 1", g=known.shape[2])
-    parts = _behind(known, weights.shape[2], distances)
-    return sum(w * part[:, :, :, None] for w, part in zip(weights, parts, strict=True)).flatten(2, 3)
+    weights = rearrange(weights, "b (g r) n t -> t b g r n 1", g=known.shape[1])
+    parts = _behind(known, weights.shape[4], distances)
+    return sum(w * part[:, :, None] for w, part in zip(weights, parts, strict=True)).flatten(1, 2)
 
 
 def _behind(known: Tensor, num_rows: int, distances: list[int]) -> list[Tensor]:
     """For each distance, what lies so far behind the last ``num_rows`` of the known rows; 0 before them."""
-    reach = max(distances)
-    missing = max(0, reach + num_rows - known.shape[1])
-    known = F.pad(known, (0, 0, 0, 0, missing, 0))
-    end = known.shape[1]
-    return [known[:, end - num_rows - distance : end - distance] for distance in distances]
+    missing = max(0, distances[-1] + num_rows - known.shape[2])
+    known = F.pad(known, (0, 0, missing, 0))
+    end = known.shape[2]
+    return [known[:, :, end - num_rows - distance : end - distance] for distance in distances]
 
 
 def _attend_window(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window: int, positions: Tensor) -> Tensor:

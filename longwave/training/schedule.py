@@ -12,7 +12,7 @@ def learning_rate(
 
     Decay reaches ``minimum`` at ``total_steps`` and stays there.
     """
-    if step <= warmup_steps:
+    if step < warmup_steps:
         return base * step / warmup_steps
     share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     if schedule == "constant":

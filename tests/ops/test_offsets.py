@@ -29,9 +29,9 @@ def make(kind, num_rows, reads, *, groups=2, state=False, starts=False, dtype=to
         inputs["q"] = torch.randn(B, num_rows, H, D, dtype=dtype)
         inputs["k"] = torch.randn(B, num_rows, groups, D, dtype=dtype)
     if kind != "softmax":
-        inputs["weights"] = torch.randn(B, heads, count, num_rows, dtype=dtype)
+        inputs["weights"] = torch.randn(B, heads, num_rows, count, dtype=dtype)
     if kind in ("softmax", "elu"):
-        inputs["bias"] = torch.randn(heads, count, 1, dtype=dtype)
+        inputs["bias"] = torch.randn(heads, 1, count, dtype=dtype)
         inputs["sink"] = torch.rand(B, heads, num_rows, dtype=dtype)
     reach = max(reads["offsets"])
     arguments = {**reads, "kind": kind, "starts": random_starts(B, num_rows) if starts else None}
@@ -50,6 +50,11 @@ def run(inputs, arguments, **more):
     return {"out": out, "rows": ring.rows, "tokens": ring.tokens}
 
 
+def rows_of(name, tensor, span):
+    """The rows ``span`` of an input."""
+    return tensor[:, :, span] if name in ("weights", "sink") else tensor[:, span]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reads", READS.values(), ids=READS)
 def test_naive_is_the_formula_over_all_pairs(kind, reads):
@@ -64,17 +69,17 @@ def test_naive_is_the_formula_over_all_pairs(kind, reads):
     for t, distance in enumerate(distances):
         hit = (near & (rows[:, None] - rows == distance)).double()[:, None]  # [B, 1, i, j]
         if kind == "field":
-            w = inputs["weights"][:, :, t, :, None] * hit
+            w = inputs["weights"][..., t, None] * hit
         else:
             s = torch.einsum("bihd,bjhd->bhij", inputs["q"], inputs["k"])
             if kind == "dot":
-                w = inputs["weights"][:, :, t, :, None] * s * hit
+                w = inputs["weights"][..., t, None] * s * hit
             elif kind == "elu":
-                f = torch.nn.functional.elu(s + inputs["bias"][:, t, :, None]) + 1
-                a = inputs["weights"][:, :, t, :, None]
+                f = torch.nn.functional.elu(s + inputs["bias"][..., t, None]) + 1
+                a = inputs["weights"][..., t, None]
                 w, mass = a * f * hit, mass + (a.abs() * f * hit).sum(dim=-1).transpose(1, 2)
             else:
-                w = (s / D**0.5 + inputs["bias"][:, t, :, None]).exp() * hit
+                w = (s / D**0.5 + inputs["bias"][..., t, None]).exp() * hit
                 mass = mass + w.sum(dim=-1).transpose(1, 2)
         total = total + torch.einsum("bhij,bjhd->bihd", w, inputs["v"])
     if kind == "softmax":
@@ -116,12 +121,10 @@ def test_numba_equals_torch_in_float32_over_many_blocks(kind):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pieces_with_the_state_carried_equal_the_whole(kind, cuts, backend):
     inputs, arguments = make(kind, 50, READS["window and far"], starts=True)
-    whole, last = run(inputs, arguments, backend=backend), {"weights", "bias", "sink"}
+    whole = run(inputs, arguments, backend=backend)
     state, outs = {}, []
     for piece in pieces(50, cuts):
-        part = {
-            name: x if name == "bias" else x[..., piece] if name in last else x[:, piece] for name, x in inputs.items()
-        }
+        part = {name: x if name == "bias" else rows_of(name, x, piece) for name, x in inputs.items()}
         more = {**arguments, "starts": arguments["starts"][:, piece], "tokens": state.get("tokens")}
         found = run({**part, "rows": state.get("rows")}, more, backend=backend)
         outs.append(found.pop("out"))
@@ -136,14 +139,7 @@ def test_each_document_equals_itself_alone(kind, backend):
     packed = run(inputs, arguments, backend=backend)["out"]
     for b in range(B):
         for span in documents(arguments["starts"][b]):
-            lone = {
-                name: x
-                if name == "bias"
-                else x[b : b + 1, ..., span]
-                if name in ("weights", "sink")
-                else x[b : b + 1, span]
-                for name, x in inputs.items()
-            }
+            lone = {n: x if n == "bias" else rows_of(n, x, span)[b : b + 1] for n, x in inputs.items()}
             found = run(lone, {**arguments, "starts": None}, backend=backend)["out"]
             assert_close({"out": packed[b : b + 1, span]}, {"out": found})
 
@@ -154,7 +150,7 @@ def test_a_list_of_all_distances_is_the_window(backend):
     inputs = {name: inputs[name] for name in "qkv"}
     window = run(inputs, {"window": 7}, backend=backend)["out"]
     assert_close({"out": run(inputs, {"offsets": tuple(range(7))}, backend=backend)["out"]}, {"out": window})
-    zero = {**inputs, "bias": torch.zeros(H, 7, 1, dtype=torch.float64)}
+    zero = {**inputs, "bias": torch.zeros(H, 1, 7, dtype=torch.float64)}
     assert_close({"out": run(zero, {"offsets": tuple(range(7))}, backend=backend)["out"]}, {"out": window})
 
 
@@ -163,7 +159,7 @@ def test_a_repeated_distance_counts_as_often(backend):
     inputs, _ = make("softmax", 20, {"offsets": (0, 3)})
     inputs = {name: inputs[name] for name in "qkv"}
     twice = run(inputs, {"offsets": (0, 3, 3)}, backend=backend)["out"]
-    weighted = {**inputs, "bias": torch.tensor([0.0, 2.0]).log().clamp(min=0)[None, :, None].expand(H, 2, 1).double()}
+    weighted = {**inputs, "bias": torch.tensor([0.0, 2.0]).log().clamp(min=0).expand(H, 1, 2).double()}
     assert_close({"out": twice}, {"out": run(weighted, {"offsets": (0, 3)}, backend=backend)["out"]}, relative=1e-7)
 
 
@@ -179,8 +175,8 @@ def test_numba_compiles_whole(kind):
 
 
 def test_numba_products_are_well_formed_operators():
-    rows, known = (torch.randn(B, n, 2, D, dtype=torch.float64, requires_grad=True) for n in (7, 9))
-    weights = torch.randn(B, 2, 3, 7, dtype=torch.float64, requires_grad=True)
+    rows, known = (torch.randn(B, 2, n, D, dtype=torch.float64, requires_grad=True) for n in (7, 9))
+    weights = torch.randn(B, 2, 7, 3, dtype=torch.float64, requires_grad=True)
     opcheck(torch.ops.longwave.distances_score_numba.default, (rows, known, [0, 2, 5]))
     opcheck(torch.ops.longwave.distances_mix_numba.default, (weights, known, [0, 2, 5]))
 

@@ -21,11 +21,15 @@ class Shape(NamedTuple):
 
 
 class Example(NamedTuple):
-    """An op, its tensors for a shape (from a source of normal ones), and its arguments unless others are given."""
+    """An op, its tensors for a shape (from a source of normal ones), and its arguments unless others are given.
+
+    ``other_kernels`` are arguments that take other fast forms than those do.
+    """
 
     function: Callable[..., Any]
     tensors: Callable[[Shape, Callable[..., Tensor]], dict[str, Tensor]]
     arguments: dict[str, Any]
+    other_kernels: tuple[dict[str, Any], ...] = ()
 
 
 LEVELS = 4
@@ -59,11 +63,37 @@ def _delta_rule(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]
     return {**tensors, "k": normalize(tensors["k"], dim=-1), "beta": gates["beta"], "log_decay": gates["decay"].log()}
 
 
+def _field(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {**_attention(shape, randn), "gains": randn(*shape[:3], LEVELS).softmax(dim=-1)}
+
+
+def _fir(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {**_field(shape, randn), "bypass": randn(shape.num_heads)}
+
+
+def _delta_field(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {**_attention(shape, randn), "beta": randn(shape.num_heads).sigmoid()}
+
+
+def _filter(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {"u": randn(*shape), "taps": randn(shape.num_heads, TAPS)}
+
+
+def _wave(shape: Shape, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    return {"u": randn(*shape), "pole": randn(2, shape.num_heads).exp(), "read": randn(2, shape.num_heads)}
+
+
 EXAMPLES = {
     "block_means": Example(ops.block_means, lambda shape, randn: {"x": randn(*shape)}, {"num_levels": LEVELS}),
+    "cascade_field": Example(ops.cascade_field, _field, {}),
     "causal_convolution": Example(ops.causal_convolution, _convolution, {}),
+    "causal_filter": Example(ops.causal_filter, _filter, {}),
+    "damped_wave": Example(ops.damped_wave, _wave, {}),
+    "delta_field": Example(ops.delta_field, _delta_field, {}),
     "dyadic_linear_attention": Example(ops.dyadic_linear_attention, _dyadic, {}),
+    "fir_field": Example(ops.fir_field, _fir, {}),
     "gated_delta_rule": Example(ops.gated_delta_rule, _delta_rule, {}),
     "linear_attention": Example(ops.linear_attention, _linear_attention, {}),
-    "offset_attention": Example(ops.offset_attention, _attention, {"window": 64}),
+    "offset_attention": Example(ops.offset_attention, _attention, {"window": 64}, ({"offsets": (96,)},)),
+    "pyramid_field": Example(ops.pyramid_field, _field, {}),
 }

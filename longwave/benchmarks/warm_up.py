@@ -31,7 +31,7 @@ def warm_up() -> str:
             settings = Settings(subject="ops", dtype=dtype, threads=threads)
             with settings.threading():
                 for op in compiled:
-                    for more in ({}, {"starts": starts, "return_state": True}):
+                    for more in ({}, {"starts": starts, "return_state": True}, *EXAMPLES[op].other_kernels):
                         op_pass(op, "numba", more, "forward_backward", SHAPE, settings)()
     return f"numba: {len(compiled)} ops compiled ({', '.join(compiled)}) in {time.monotonic() - began_at:.0f} s"
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from longwave.comparison.compare import Comparison
 from longwave.comparison.table import print_comparison
 from longwave.comparison.terms import read_terms
-from longwave.mixers import available
 from longwave.model import load_model, load_tokenizer
 
-REFERENCE = "softmax"
+#: One of each family, the reference first.
+ARMS = ("softmax", "dwarf", "gated_delta", "gated_linear", "hale")
 #: What differs from the presets, so that little text and few rows teach much: small batches.
 TEXT = (("training.batch_size", 8),)
 RECALL = (("training.batch_size", 32), ("data.sequence_length", 32), ("data.task.sizes", [2, 4]))
@@ -30,12 +30,10 @@ def run_demo(output: Path, tokens: int, console: Console) -> bool:
     Args:
         tokens: of each run on text.
     """
-    arms = (REFERENCE, *(name for name in available() if name != REFERENCE))
-
     console.rule("The Python standard library's text, at equal parameters")
-    text = Comparison(read_terms(arms, TEXT, tokens=tokens, seeds=SEEDS), output / "text", console).run()
+    text = Comparison(read_terms(ARMS, TEXT, tokens=tokens, seeds=SEEDS), output / "text", console).run()
     console.rule("Recall of key-value pairs, at equal parameters")
-    terms = read_terms(arms, RECALL, task="mqar", tokens=RECALL_SHARE * tokens, seeds=RECALL_SEEDS)
+    terms = read_terms(ARMS, RECALL, task="mqar", tokens=RECALL_SHARE * tokens, seeds=RECALL_SEEDS)
     recall = Comparison(terms, output / "mqar", console).run()
 
     console.rule("Text")
@@ -48,8 +46,8 @@ def run_demo(output: Path, tokens: int, console: Console) -> bool:
         console.print(_speak(first[place.name]), markup=False, highlight=False)
     lines = (
         f"All runs are in {output}.",
-        f"More text: longwave generate {first[REFERENCE]} --prompt 'import '",
-        f"One more seed: longwave compare {' '.join(arms)} --tokens {tokens} --seeds {SEEDS + 1} "
+        f"More text: longwave generate {first[ARMS[0]]} --prompt 'import '",
+        f"One more seed: longwave compare {' '.join(ARMS)} --tokens {tokens} --seeds {SEEDS + 1} "
         f"{' '.join(f'--set {path}={value}' for path, value in TEXT)} "
         f"--output {output / 'text'}",
     )

@@ -9,7 +9,8 @@ conditions differ in the list and in the weights w, which depend on s_t = q_n . 
   chooses, and a further weight b on the row itself.
 * ``K`` w_t = g c_t f(s_t + bias_t) / (sum_t g |c_t| f(s_t + bias_t) + 1e-6), f(z) = elu(z) + 1. A negative tap
   subtracts what it finds, whatever it is: ``offsets={"tap_sign": "abs"}`` averages instead.
-* ``L``, ``LRP`` w = softmax_t(s_t / sqrt(d) + bias_t) at the taps of J, each distance as often as taps share it, or once.
+* ``L``, ``LRP`` w = softmax_t(s_t / sqrt(d) + bias_t) at the taps of J; a distance counts as often as taps share it,
+  or once.
 * ``N``, ``M`` softmax at 0..32 and eleven farther distances; M is N in all layers but one, which is ``softmax``.
 * ``P`` softmax at 0..64 and nine farther distances.
 * ``U`` N with q . e_t / sqrt(d) added to the logits and a gain for each head. A layer with ``kv_inject`` adds a gated
@@ -154,14 +155,9 @@ class Dwarf(TokenMixer):
         given = {"kind": kind, "offsets": offsets, "score_bias": score_bias}
         given |= {"scale_embed": scale_embed, "if_gain": if_gain}
         chosen = DEFAULTS | CONDITIONS[condition] | {name: value for name, value in given.items() if value is not None}
-        if gate_bias is None:
-            gate_bias = chosen["gate_bias"]
         self.kind, self.phantom, self.owns_norm = chosen["kind"], phantom, kv_inject
-        self.starts_at = {
-            "bias": chosen["score_bias"],
-            "gate": gate_bias,
-            "depth": layer_index / max(num_layers - 1, 1),
-        }
+        self.gate_bias = chosen["gate_bias"] if gate_bias is None else gate_bias
+        self.bias_start, self.depth = chosen["score_bias"], layer_index / max(num_layers - 1, 1)
         self._lay_out(chosen["offsets"])
         if phantom == "original" and (self.lattice is None or self.kind == "dot"):
             raise ValueError("dwarf: phantom 'original' needs a lattice and a normaliser: it belongs to K, L and LRP")
@@ -178,7 +174,8 @@ class Dwarf(TokenMixer):
         self.score_bias = _parameter(taps, num_heads) if chosen["score_bias"] != "none" else None
         self.scale_embed = _parameter(taps, width) if chosen["scale_embed"] else None
         self.if_gain = _parameter(num_heads) if chosen["if_gain"] else None
-        self.norm, self.injection = (nn.LayerNorm(hidden_size), Injection(hidden_size)) if kv_inject else (None, None)
+        self.norm = nn.LayerNorm(hidden_size) if kv_inject else None
+        self.injection = Injection(hidden_size) if kv_inject else None
         self.local = LocalWindow(hidden_size, local_window) if local_window is not None else None
         self.field = WaveField(num_heads, width, field) if field is not None else None
         self.reset_parameters()
@@ -188,12 +185,12 @@ class Dwarf(TokenMixer):
             if self.score_bias is not None:
                 self.score_bias.copy_(self._score_bias_at_start())
             if self.gate_proj is not None:
-                self.gate_proj.bias.fill_(self.starts_at["gate"])
+                self.gate_proj.bias.fill_(self.gate_bias)
             for parameter, value in ((self.scale_embed, 0.0), (self.if_gain, 1.0), (self.bypass, NO_BYPASS)):
                 if parameter is not None:
                     parameter.fill_(value)
             if self.gains is not None:
-                self.gains.reset_parameters(self.starts_at["depth"] if self.rg_init else None)
+                self.gains.reset_parameters(self.depth if self.rg_init else None)
         for part in (self.local, self.field):
             if part is not None:
                 part.reset_parameters()
@@ -202,7 +199,7 @@ class Dwarf(TokenMixer):
         breaks = {}
         if self.phantom == "original" and self.kind == "elu":
             phantoms = "keys before the beginning weigh in the normaliser, as many as the piece is long"
-            breaks = dict.fromkeys(("P2", "P3", "P4"), phantoms)
+            breaks = {"P2": phantoms, "P3": phantoms, "P4": phantoms}
         dense = next(i for i in range(len(self.distances) + 1) if i not in self.distances)
         return Declaration(growth="constant", edges=(dense, *filter(None, self._ring_sizes())), breaks=breaks)
 
@@ -216,41 +213,38 @@ class Dwarf(TokenMixer):
     ) -> tuple[Tensor, DwarfState | None]:
         if starts is not None and (self.field is not None or self.phantom == "original"):
             return run_by_document(self, x, state, starts, return_state)
-        past = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if return_state and state is None else state
-        tokens = None if past is None else past.tokens
-        positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
+        past = self._past(x, state, return_state)
+        positions = document_positions(*x.shape[:2], tokens=past and past.tokens, starts=starts, device=x.device)
         x, heads, total = self._project(x, past, starts)
-        shared: dict[str, Any] = {"starts": starts, "return_state": True} if return_state else {"starts": starts}
 
         def attend(rows: Tensor | None, **reads: Any) -> tuple[Tensor, Any]:
-            ring = None if rows is None else Ring(rows, tokens)
-            found: Any = offset_attention(*heads, initial_state=ring, **reads, **shared)
+            ring = None if rows is None else Ring(rows, past.tokens)
+            found: Any = offset_attention(*heads, **reads, initial_state=ring, starts=starts, return_state=return_state)
             return found if return_state else (found, None)
 
         out, ring = attend(past and past.rows, **self._reads(heads[0], positions))
-        near = None
+        local = past and past.local
         if self.local is not None:
-            local, near = attend(past and past.local, offsets=self.local.distances)
-            out = self.local.mixed(local, out, x)
+            near, local_ring = attend(local, offsets=self.local.distances)
+            out, local = self.local.mixed(near, out, x), local_ring and local_ring.rows
         out, field = self._with_field(out, heads, past, return_state)
         final = None
         if return_state:
-            local = past.local if near is None else near.rows
-            final = DwarfState(ring.rows, local, total, *field[:2], ring.tokens)
+            final = DwarfState(ring.rows, local, total, field.rows, field.memory, ring.tokens)
         return self._output(out, x), final
 
     @torch.no_grad()
     def step(self, x: Tensor, state: DwarfState) -> tuple[Tensor, DwarfState]:
         x, heads, total = self._project(x[:, None], state, None)
-        positions, row = state.tokens[:, None], [part[:, 0] for part in heads]
-        ring = Ring(state.rows, state.tokens)
-        out = offset_attention_step(*row, ring, **self._reads(heads[0], positions))[0][:, None]
+        q, k, v = (part[:, 0] for part in heads)
+        reads = self._reads(heads[0], state.tokens[:, None])
+        out = offset_attention_step(q, k, v, Ring(state.rows, state.tokens), **reads)[0][:, None]
         if self.local is not None:
             ring = Ring(state.local, state.tokens)
-            local, _ = offset_attention_step(*row, ring, offsets=self.local.distances)
+            local, _ = offset_attention_step(q, k, v, ring, offsets=self.local.distances)
             out = self.local.mixed(local[:, None], out, x)
         out, field = self._with_field(out, heads, state, True)
-        final = DwarfState(state.rows, state.local, total, *field[:2], state.tokens + 1)
+        final = DwarfState(state.rows, state.local, total, field.rows, field.memory, state.tokens + 1)
         return self._output(out, x)[:, 0], final
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> DwarfState:
@@ -284,6 +278,10 @@ class Dwarf(TokenMixer):
         row += 4 * len(self.local.distances) * D + 2 * D if self.local is not None else 0
         return num_tokens * row + (0 if self.field is None else self.field.flops(num_tokens))
 
+    def _past(self, x: Tensor, state: DwarfState | None, return_state: bool) -> Any:
+        """The state, or nothing if nobody needs one."""
+        return self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if return_state and state is None else state
+
     def _ring_sizes(self) -> tuple[int, int]:
         return max(self.distances) + 1, 0 if self.local is None else len(self.local.distances) + 1
 
@@ -292,21 +290,22 @@ class Dwarf(TokenMixer):
 
     def _project(
         self, x: Tensor, past: DwarfState | None, starts: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Any]:
         """The normalised input, queries, keys and values `[B, N, H, d]`, and the sum of the past after it."""
         total = None if past is None else past.total
         added: list[Tensor] = []
-        if self.injection is not None:
+        if self.injection is not None and self.norm is not None:
             memory = None if past is None else (past.total, past.tokens)
             *added, total = self.injection(x, memory, starts)
             x = self.norm(x)
         q, k, v = self.qkv_proj(x).chunk(3, dim=-1)
         if added:
             k, v = k + added[0], v + added[1]
-        return x, [rearrange(part, "b n (h d) -> b n h d", h=self.num_heads) for part in (q, k, v)], total
+        q, k, v = (rearrange(part, "b n (h d) -> b n h d", h=self.num_heads) for part in (q, k, v))
+        return x, (q, k, v), total
 
     def _with_field(
-        self, out: Tensor, heads: list[Tensor], past: DwarfState | None, return_state: bool
+        self, out: Tensor, heads: tuple[Tensor, Tensor, Tensor], past: DwarfState | None, return_state: bool
     ) -> tuple[Tensor, Any]:
         """What the wave field adds to the heads, and its state after them."""
         state = None if past is None else FieldState(past.field_rows, past.field, past.tokens)
@@ -316,16 +315,18 @@ class Dwarf(TokenMixer):
         return out + wave, state
 
     def _score_bias_at_start(self) -> Tensor:
-        kind = self.starts_at["bias"]
-        if kind == "zero":
-            return torch.zeros(1, 1)
-        if kind == "d4_warm":
+        if self.bias_start == "zero":
+            return torch.zeros(1, 1, device="cpu")
+        if self.bias_start == "d4_warm":
             return tap_bias(self.lattice, self.distances)[:, None]
-        return _log_bias(self.distances, self.num_heads, 0.2 if kind == "alibi_log02" else 0.0)
+        return _log_bias(self.distances, self.num_heads, 0.2 if self.bias_start == "alibi_log02" else 0.0)
 
     def _reads(self, q: Tensor, positions: Tensor) -> dict[str, Any]:
         """Arguments of the op for queries `[B, N, H, d]` at ``positions`` `[B, N]`."""
-        offsets, weights, bias, sink = self.distances, None, None, None
+        offsets = self.distances
+        weights: Any = None
+        bias: Any = None
+        sink: Any = None
         if self.score_bias is not None:
             bias = self.score_bias.T[None, :, None]
         if self.scale_embed is not None:
@@ -333,7 +334,7 @@ class Dwarf(TokenMixer):
             bias = dynamic if bias is None else bias + dynamic
         if self.gains is not None:
             gains = observe("dwarf.gains", self.gains(q))
-            weights = self.lattice.weights(gains, merged=self.kind == "dot")
+            weights = self.lattice.weights(gains, merged=self.merged)
         elif self.kind != "softmax":
             weights = q.new_ones(1, 1, 1, len(offsets))
         if self.phantom == "original":
@@ -348,7 +349,7 @@ class Dwarf(TokenMixer):
                 bias = None if bias is None else F.pad(bias, (0, 1))
         return {"offsets": offsets, "kind": self.kind, "weights": weights, "bias": bias, "sink": sink}
 
-    def _phantoms(self, weights: Tensor | None, positions: Tensor) -> Tensor:
+    def _phantoms(self, weights: Any, positions: Tensor) -> Tensor:
         """What keys before the beginning, all zero, add to the sums, as a sink `[B, H, N]`.
 
         In ``elu`` only those count that lie less far back than the piece is long.
@@ -368,7 +369,9 @@ class Dwarf(TokenMixer):
 
     def _lay_out(self, offsets: Sequence[int] | Lattice) -> None:
         """Distances, and, of a lattice, gains of its scales and the weight of the row itself."""
-        self.lattice, self.gains, self.bypass, self.rg_init = None, None, None, False
+        self.lattice: Any = None
+        self.gains: Any = None
+        self.bypass, self.rg_init, self.merged = None, False, False
         if not isinstance(offsets, Lattice):
             self.distances = tuple(offsets)
             if not 0 < len(set(self.distances)) == len(self.distances) or min(self.distances) != 0:
@@ -376,8 +379,8 @@ class Dwarf(TokenMixer):
             return
         taps = offsets.taps if offsets.tap_sign == "signed" else [abs(tap) for tap in offsets.taps]
         self.lattice = lattice(offsets.n_scales, taps)
-        merged = self.kind == "dot" or offsets.distinct
-        self.distances = self.lattice.distinct if merged else self.lattice.distances
+        self.merged = self.kind == "dot" or offsets.distinct
+        self.distances = self.lattice.distinct if self.merged else self.lattice.distances
         if self.kind != "softmax":
             query = self.head_dim if offsets.scale_gain == "query" else None
             self.gains, self.rg_init = ScaleGains(offsets.n_scales, self.num_heads, query), offsets.rg_init
@@ -390,5 +393,6 @@ def _parameter(*shape: int) -> nn.Parameter:
 
 def _log_bias(distances: Sequence[int], num_heads: int, nearest: float) -> Tensor:
     """-a_h ln(1 + d), a from 0.2 to 2, d at least ``nearest``: `[T, H]` float64."""
-    far = torch.tensor(distances, dtype=torch.float64)[:, None].clamp(min=nearest)
-    return -torch.linspace(0.2, 2.0, num_heads, dtype=torch.float64) * far.log1p()
+    exact = {"dtype": torch.float64, "device": "cpu"}
+    far = torch.tensor(distances, **exact)[:, None].clamp(min=nearest)
+    return -torch.linspace(0.2, 2.0, num_heads, **exact) * far.log1p()

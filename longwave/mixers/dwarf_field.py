@@ -175,6 +175,7 @@ class DwarfField(TokenMixer):
         return self.lattice.weights(gains, merged=True)
 
     def _skips(self) -> Tensor:
+        assert self.skip is not None
         weights = torch.cat([self.skip.new_ones(1), self.skip.sigmoid()])
         return weights[None, None, None]
 

@@ -84,7 +84,7 @@ class Softmax(TokenMixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.gate_proj is not None:
+        if self.gate_proj is not None and self.gate_bias is not None:
             nn.init.constant_(self.gate_proj.bias, self.gate_bias)
 
     def declaration(self) -> Declaration:

@@ -51,7 +51,8 @@ def tap_bias(net: Lattice, distances: Sequence[int]) -> Tensor:
     best: dict[int, float] = {}
     for distance, scale, tap in zip(*net, strict=True):
         best[distance] = max(best.get(distance, 0.0), abs(tap) * 2 ** (-scale / 2))
-    logs = torch.tensor([best[distance] for distance in distances], dtype=torch.float64).log()
+    taps = [best[distance] for distance in distances]
+    logs = torch.tensor(taps, dtype=torch.float64, device="cpu").log()
     logs = logs - logs.mean()
     return logs * (0.3 / logs.abs().max())
 

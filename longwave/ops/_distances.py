@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from longwave.ops.features import elu_plus_one
 
 Kind = Literal["softmax", "elu", "dot", "field"]
+#: A tensor, or ``None`` where the kind of weights has none.
+Given = Any
 #: Arguments that each kind of weights takes.
 TAKES = {"softmax": {"bias", "sink"}, "elu": {"weights", "bias", "sink"}, "dot": {"weights"}, "field": {"weights"}}
 EPS = 1e-6
@@ -24,9 +26,9 @@ class Reads(NamedTuple):
 
     distances: tuple[int, ...]
     kind: Kind
-    weights: Tensor | None = None
-    bias: Tensor | None = None
-    sink: Tensor | None = None
+    weights: Given = None
+    bias: Given = None
+    sink: Given = None
 
     @property
     def window(self) -> int | None:
@@ -36,8 +38,8 @@ class Reads(NamedTuple):
 
 
 def attend(
-    q: Tensor | None,
-    k: Tensor | None,
+    q: Given,
+    k: Given,
     v: Tensor,
     past: Tensor | None,
     positions: Tensor,
@@ -52,9 +54,9 @@ def attend(
             `[B, H, N, D]`, 0 where a distance leads to before the keys.
         mix: from weights `[B, H, N, D]`, values and distances to `[B, H, N, d]`.
     """
-    known = known_rows(past, k, v)
     wide = torch.promote_types(v.dtype, torch.float32)
-    q, k, values = (x if x is None else x.to(wide).transpose(1, 2).contiguous() for x in (q, *known))
+    k, v = known_rows(past, k, v)
+    values, heads = _by_heads(v, wide), v.shape[2] if q is None else q.shape[2]
     # What lies further back than anything known is read by no row.
     kept = [t for t, distance in enumerate(reads.distances) if distance < values.shape[2]] or [0]
     distances = [reads.distances[t] for t in kept]
@@ -63,20 +65,25 @@ def attend(
     if distances != distinct:
         spread = torch.zeros(len(distinct), len(kept), dtype=wide, device=v.device)
         spread[[distinct.index(distance) for distance in distances], range(len(kept))] = 1.0
-    scores = None
-    if q is not None:
-        scores = score(q, k, distinct)
+    scores: Given = None
+    if q is not None and k is not None:
+        scores = score(_by_heads(q, wide), _by_heads(k, wide), distinct)
         scores = scores if spread is None else scores @ spread
     hidden = positions[:, None, :, None] < torch.tensor(distances, device=v.device)  # [B, 1, N, T]
     a, bias = reads.weights, reads.bias
     if len(kept) < len(reads.distances):
         a, bias = (x if x is None or x.shape[-1] == 1 else x[..., kept] for x in (a, bias))
     w = weigh(scores, hidden, reads._replace(weights=a, bias=bias), v.shape[3])
-    w = w.expand(-1, (values if q is None else q).shape[1], -1, -1)
+    w = w.expand(-1, heads, -1, -1)
     return mix(w if spread is None else w @ spread.T, values, distinct).transpose(1, 2).to(v.dtype)
 
 
-def weigh(scores: Tensor | None, hidden: Tensor, reads: Reads, head_dim: int) -> Tensor:
+def _by_heads(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[B, N, H, d]` as `[B, H, N, d]`."""
+    return rows.to(dtype).transpose(1, 2).contiguous()
+
+
+def weigh(scores: Given, hidden: Tensor, reads: Reads, head_dim: int) -> Tensor:
     """The weights of values, `[B, H, N, T]`."""
     a, bias, sink = reads[2:]
     if reads.kind == "field":
@@ -99,7 +106,7 @@ def weigh(scores: Tensor | None, hidden: Tensor, reads: Reads, head_dim: int) ->
     return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-def known_rows(past: Tensor | None, k: Tensor | None, v: Tensor) -> tuple[Tensor | None, Tensor]:
+def known_rows(past: Tensor | None, k: Given, v: Tensor) -> tuple[Given, Tensor]:
     """Keys and values `[B, P + N, G, d]`: those of the P rows before the piece, if any, and its own."""
     if past is None:
         return k, v

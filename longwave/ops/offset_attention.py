@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
-from longwave.ops._distances import EPS, TAKES, Kind, Reads, attend, known_rows, weigh
+from longwave.ops._distances import EPS, TAKES, Given, Kind, Reads, attend, known_rows, weigh
 from longwave.ops.documents import Ring, document_positions, empty_ring
 from longwave.ops.features import elu_plus_one
 
@@ -70,13 +70,8 @@ def offset_attention(
     if window is not None and window < 1:
         raise ValueError(f"offset_attention: window must be at least 1, got {window}")
     reads = Reads((*range(window or 0), *offsets), kind, weights, bias, sink)
-    _check(q, k, v, reads)
+    _check(q, k, v, initial_state, reads)
     reach = max(reads.distances)
-    if initial_state is not None and initial_state.rows.shape[1] != reach + 1:
-        raise ValueError(
-            f"offset_attention: distances up to {reach} need a ring of {reach + 1} rows, "
-            f"got {initial_state.rows.shape[1]}"
-        )
     form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch, v)
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*v.shape[:2], tokens=tokens, starts=starts, device=v.device)
@@ -130,7 +125,7 @@ def offset_attention_step(
 
 
 def offset_attention_naive(
-    q: Tensor | None, k: Tensor | None, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
+    q: Given, k: Given, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
 ) -> Tensor:
     """Row by row, as the formula says. ``past`` `[B, reach, 2, G, d]` are the rows before the piece, oldest first."""
     k, v = known_rows(past, k, v)
@@ -140,14 +135,13 @@ def offset_attention_naive(
     v = v.to(wide).repeat_interleave(heads // v.shape[2], dim=2)
     k = None if k is None else k.to(wide).repeat_interleave(heads // k.shape[2], dim=2)
     shapes = ((batch_size, heads, num_rows, count), (batch_size, heads, num_rows, count), (batch_size, heads, num_rows))
-    a, bias, sink = (
-        None if x is None else x.to(wide).expand(shape) for x, shape in zip(reads[2:], shapes, strict=True)
-    )
+    given: Given = (None if x is None else x.to(wide).expand(shape) for x, shape in zip(reads[2:], shapes, strict=True))
+    a, bias, sink = given
     out = []
     for b, i in ((b, i) for b in range(batch_size) for i in range(num_rows)):
         near = [t for t, distance in enumerate(reads.distances) if distance <= positions[b, i]]
         rows = [reach + i - reads.distances[t] for t in near]
-        s = None if q is None else torch.einsum("hd,thd->ht", q[b, i].to(wide), k[b, rows])
+        s: Given = None if q is None else torch.einsum("hd,thd->ht", q[b, i].to(wide), k[b, rows])
         if reads.kind == "field":
             w = a[b, :, i, near]
         elif reads.kind == "dot":
@@ -157,7 +151,7 @@ def offset_attention_naive(
             total = (a[b, :, i, near].abs() * f).sum(dim=1) + EPS + (0.0 if sink is None else sink[b, :, i])
             w = a[b, :, i, near] * f / total[:, None]
         else:
-            logits = s / q.shape[3] ** 0.5 + (0.0 if bias is None else bias[b, :, i, near])
+            logits = s / v.shape[-1] ** 0.5 + (0.0 if bias is None else bias[b, :, i, near])
             if sink is not None:
                 logits = torch.cat([logits, sink[b, :, i, None]], dim=1)
             w = logits.softmax(dim=1)[:, : len(near)]
@@ -166,7 +160,7 @@ def offset_attention_naive(
 
 
 def offset_attention_torch(
-    q: Tensor | None, k: Tensor | None, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
+    q: Given, k: Given, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
 ) -> Tensor:
     """A bare window by blocks; else distance by distance, each a shifted view of the keys and values."""
     if reads.window is not None:
@@ -215,7 +209,7 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window:
     return rearrange(out, "(b n) h c d -> b (n c) h d", b=positions.shape[0])[:, :num_rows]
 
 
-def _check(q: Tensor | None, k: Tensor | None, v: Tensor, reads: Reads) -> None:
+def _check(q: Tensor | None, k: Tensor | None, v: Tensor, ring: Ring | None, reads: Reads) -> None:
     if not reads.distances or min(reads.distances) < 0:
         raise ValueError(f"offset_attention: give a window or offsets of at least 0, got {list(reads.distances)}")
     if reads.kind not in TAKES:
@@ -228,3 +222,8 @@ def _check(q: Tensor | None, k: Tensor | None, v: Tensor, reads: Reads) -> None:
         raise ValueError(f"offset_attention: {reads.kind} takes {', '.join(sorted(takes))}, got {sorted(given)}")
     if q is not None and q.shape[2] % v.shape[2]:
         raise ValueError(f"offset_attention: {q.shape[2]} query heads are no multiple of {v.shape[2]} key/value heads")
+    size = max(reads.distances) + 1
+    if ring is not None and ring.rows.shape[1] != size:
+        raise ValueError(
+            f"offset_attention: distances up to {size - 1} need a ring of {size} rows, got {ring.rows.shape[1]}"
+        )

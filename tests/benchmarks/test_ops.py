@@ -20,7 +20,7 @@ KEYS = {
 
 def test_every_op_with_a_choice_of_forms_has_an_example():
     functions = {name: item for name, item in vars(ops).items() if inspect.isfunction(item)}
-    chosen = {name for name, item in functions.items() if "initial_state" in inspect.signature(item).parameters}
+    chosen = {name for name, item in functions.items() if "backend" in inspect.signature(item).parameters}
     assert chosen == set(EXAMPLES), "add the op to longwave/benchmarks/examples.py"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from longwave.mixers import available
 from longwave.model import LongwaveConfig, LongwaveForCausalLM
 from longwave.verification import ModelSubject, certify
 from longwave.verification.subjects import redraw
@@ -34,6 +35,17 @@ KINDS = {
         "mixer_kwargs": {"softmax@near": {"window": 3}},
         "feed_forward": "none",
         "scale_embedding": True,
+    },
+    "a hybrid with pooling": {
+        "mixer_types": [["dwarf", "cumulative_mean"], "softmax"],
+        "mixer_kwargs": {"dwarf": {"offsets": [0, 1, 2, 5, 11]}, "softmax": {"gate_bias": 2.0}},
+    },
+    "a mixer that owns its norm": {
+        "mixer_types": ["dwarf@inject", "dwarf_field"],
+        "mixer_kwargs": {
+            "dwarf@inject": {"condition": "U", "offsets": [0, 1, 4], "kv_inject": True},
+            "dwarf_field": {"condition": "H", "n_scales": 3, "skip_offsets": [7]},
+        },
     },
     "memory rows": {"mixer_types": "tests.toys:Summaries"},
     "memory rows at the start": {
@@ -68,6 +80,25 @@ def test_a_saved_model_loads_with_equal_logits(kind, tmp_path):
     # Equal weights at other addresses: the products may differ in the last bit.
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-13)
     assert loaded.get_input_embeddings().weight is loaded.lm_head.weight
+
+
+@pytest.mark.parametrize("label", [*available(), "gated_linear@head", "dwarf@field"])
+def test_loaded_weights_of_every_mixer_stay(label, tmp_path):
+    """Whatever a mixer's reset_parameters does: transformers calls it after loading."""
+    arguments = {"gated_linear@head": {"decay": "head"}, "dwarf@field": {"field": {"kind": "fir", "levels": 3}}}
+    config = LongwaveConfig(
+        vocab_size=31,
+        hidden_size=16,
+        num_heads=2,
+        num_hidden_layers=2,
+        mixer_types=label,
+        mixer_kwargs={label: arguments[label]} if label in arguments else {},
+    )
+    model = LongwaveForCausalLM(config)
+    redraw(model)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(loaded[name], tensor)] == []
 
 
 def test_a_fresh_process_loads_it_through_the_auto_classes_with_remote_code(tmp_path):

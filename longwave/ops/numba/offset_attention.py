@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from longwave.ops._distances import Reads, attend
+from longwave.ops._distances import Given, Reads, attend
 from longwave.ops.numba._adapter import exp, kernel, prange
 from longwave.ops.numba._chunkwise import Scratch, Span, spans
 from longwave.ops.numba._distances import mix, score
@@ -27,7 +27,7 @@ SEGMENT_SIZE = 512 * 1024
 
 
 def offset_attention_numba(
-    q: Tensor | None, k: Tensor | None, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
+    q: Given, k: Given, v: Tensor, past: Tensor | None, positions: Tensor, reads: Reads
 ) -> Tensor:
     """See :func:`longwave.ops.offset_attention.offset_attention_torch`."""
     if reads.window is None:

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STATE_FORMAT = "longwave-state-1"
+#: Rows of the smallest buffer of a state that grows.
+SMALLEST_BUFFER = 16
 
 #: A mixer's state: a NamedTuple of batch-first tensors, one of them ``tokens`` `[B]` int64, the rows that
 #: the current document of each batch row has seen.
@@ -215,6 +217,11 @@ def step_by_forward(mixer: TokenMixer, x: Tensor, state: State) -> tuple[Tensor,
     """``mixer.step`` as a piece of one token: for mixers without a faster form."""
     y, state = mixer(x[:, None], state, return_state=True)
     return y[:, 0], state
+
+
+def buffer_size(num_tokens: int) -> int:
+    """Rows of a buffer that doubles as it fills: the power of two that holds ``num_tokens``."""
+    return max(SMALLEST_BUFFER, 1 << max(num_tokens - 1, 0).bit_length())
 
 
 # A plain global, which torch.compile can guard on; a ContextVar it cannot read.

@@ -34,17 +34,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longwave.mixers.base import Declaration, TokenMixer, observe, run_by_document, step_by_forward
+from longwave.mixers.base import (
+    SMALLEST_BUFFER,
+    Declaration,
+    TokenMixer,
+    buffer_size,
+    observe,
+    run_by_document,
+    step_by_forward,
+)
 from longwave.modules import HeadCoupling, Linear
 from longwave.ops import Ring, document_positions, empty_ring
 from longwave.ops.documents import expand_mask
 from longwave.ops.grid_field import FILTER_CHUNK, WAVE_CHUNK, causal_filter, damped_wave
 
-INITIALIZER_STD = 0.02
 STEEPNESS = 0.05
 EPS = 1e-8
 D4 = (0.4829629, 0.8365163, 0.2241439, -0.1294095)
-SMALLEST_BUFFER = 16
 #: Tokens up to which certificates look: the published grid's leak is declared if it shows below.
 CERTIFIED = 257
 
@@ -230,9 +236,6 @@ class DwarfGrid(TokenMixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for projection in (self.qkv_proj, self.gate_proj, self.o_proj):
-            nn.init.normal_(projection.weight, std=INITIALIZER_STD)
-            nn.init.zeros_(projection.bias)
         nn.init.constant_(self.gate_proj.bias, self.gate_bias)
         self.coupling.reset_parameters()
         self.kernel.reset_parameters()
@@ -315,7 +318,7 @@ class DwarfGrid(TokenMixer):
     def _field_shape(self, num_tokens: int) -> tuple[int, int, int]:
         """Of the state's ``field``, the batch aside."""
         if self.grid == "original":
-            return _buffer_size(num_tokens), self.num_heads, self.head_dim
+            return buffer_size(num_tokens), self.num_heads, self.head_dim
         if self.condition == "A":
             return self.num_heads, 2, self.head_dim
         return self.support, self.num_heads, self.head_dim
@@ -363,7 +366,7 @@ class DwarfGrid(TokenMixer):
         if not return_state:
             return y, None
         tokens = torch.full((x.shape[0],), u.shape[1], dtype=torch.int64, device=x.device)
-        return y, DwarfGridState(F.pad(u, (0, 0, 0, 0, 0, _buffer_size(u.shape[1]) - u.shape[1])), tokens)
+        return y, DwarfGridState(F.pad(u, (0, 0, 0, 0, 0, buffer_size(u.shape[1]) - u.shape[1])), tokens)
 
     def _stretched(self, u: Tensor) -> Tensor:
         """The field `[B, N, H, d]` of N tokens stretched over the grid, between two cells both ways."""
@@ -380,11 +383,6 @@ class DwarfGrid(TokenMixer):
 def _normalised(kernels: Tensor) -> Tensor:
     """Each row over its L1 norm."""
     return kernels / kernels.abs().sum(dim=-1, keepdim=True).clamp(min=EPS)
-
-
-def _buffer_size(num_tokens: int) -> int:
-    """The power of two that holds ``num_tokens`` rows."""
-    return max(SMALLEST_BUFFER, 1 << max(num_tokens - 1, 0).bit_length())
 
 
 def _filter_flops(num_rows: int, num_taps: int, width: int) -> int:

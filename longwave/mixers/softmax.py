@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from longwave.mixers.base import Declaration, TokenMixer
+from longwave.mixers.base import SMALLEST_BUFFER, Declaration, TokenMixer, buffer_size
 from longwave.modules import Linear, apply_rotary, rotary_angles
 from longwave.ops import Ring, document_positions, offset_attention
-
-SMALLEST_BUFFER = 16
 
 
 class SoftmaxState(NamedTuple):
@@ -139,12 +137,12 @@ class Softmax(TokenMixer):
         weight = self.k_proj.weight
         device, dtype = device or weight.device, dtype or weight.dtype
         pair = (2, self.num_kv_heads)
-        shape = (self.window, *pair) if self.window is not None else (*pair, _buffer_size(max_tokens or 0))
+        shape = (self.window, *pair) if self.window is not None else (*pair, buffer_size(max_tokens or 0))
         rows = torch.zeros(batch_size, *shape, self.head_dim, device=device, dtype=dtype)
         return SoftmaxState(rows, torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
-        size = _buffer_size(num_tokens) if self.window is None else self.window
+        size = buffer_size(num_tokens) if self.window is None else self.window
         return 2 * size * self.num_kv_heads * self.head_dim * dtype.itemsize + 8
 
     def flops(self, num_tokens: int) -> int:
@@ -227,10 +225,5 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Te
 
 
 def _grown(rows: Tensor, num_tokens: int) -> Tensor:
-    missing = _buffer_size(num_tokens) - rows.shape[3]
+    missing = buffer_size(num_tokens) - rows.shape[3]
     return F.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
-
-
-def _buffer_size(num_tokens: int) -> int:
-    """The power of two that holds ``num_tokens`` rows."""
-    return max(SMALLEST_BUFFER, 1 << max(num_tokens - 1, 0).bit_length())

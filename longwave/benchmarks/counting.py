@@ -56,6 +56,10 @@ def _triangular(matrix: Size, right: Size, *rest, **options) -> int:
     return matrix[-1] * right.numel()
 
 
+def _multiply_add(*arguments, out_shape: Size, **options) -> int:
+    return 2 * out_shape.numel()
+
+
 def _visible(q: Size, k: Size, causal: bool) -> int:
     """Pairs of a query and a key that it reads."""
     return q[-2] * (q[-2] + 1) // 2 if causal else q[-2] * k[-2]
@@ -66,6 +70,7 @@ _FORMULAS = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
+    torch.ops.aten.addcmul: shape_wrapper(_multiply_add),
     torch.ops.aten.linalg_solve_triangular: shape_wrapper(_triangular),
     torch.ops.longwave.linear_onednn: shape_wrapper(_linear),
     torch.ops.mkldnn._linear_pointwise: shape_wrapper(_linear),

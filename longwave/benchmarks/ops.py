@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -21,6 +21,14 @@ from longwave.benchmarks.watch import Watch
 from longwave.ops import BackendUnavailable, available_backends
 
 ATTENTION = "fused attention"
+#: Types of arguments that `--set` can give, and what they are called.
+SETTABLE: dict[Any, str] = {
+    int: "int",
+    float: "float",
+    bool: "bool",
+    int | None: "int or null",
+    Sequence[int]: "list of int",
+}
 
 
 def time_ops(settings: Settings, watch: Watch) -> Iterator[OpRow]:
@@ -89,12 +97,12 @@ def _backends(op: str, wanted: str) -> tuple[str, ...]:
 
 
 def _arguments(op: str, given: Any) -> dict[str, Any]:
-    """``given``, checked against the op's numbers."""
+    """``given``, checked against the op's numbers and lists of numbers."""
     from pydantic import TypeAdapter, ValidationError
 
     hints = typing.get_type_hints(EXAMPLES[op].function)
     parameters = inspect.signature(EXAMPLES[op].function).parameters
-    legal = [name for name in parameters if hints[name] in (int, float, bool) and name != "return_state"]
+    legal = [name for name in parameters if hints[name] in SETTABLE and name != "return_state"]
     checked = {}
     for name, value in given.items():
         if name not in legal:
@@ -102,7 +110,7 @@ def _arguments(op: str, given: Any) -> dict[str, Any]:
         try:
             checked[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError:
-            raise ValueError(f"--set {op}.{name}: expected {hints[name].__name__}, got {value!r}") from None
+            raise ValueError(f"--set {op}.{name}: expected {SETTABLE[hints[name]]}, got {value!r}") from None
     return checked
 
 

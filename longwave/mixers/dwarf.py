@@ -266,7 +266,7 @@ class Dwarf(TokenMixer):
         return rows + total + (0 if self.field is None else self.field.state_bytes(dtype)) + 8
 
     def flops(self, num_tokens: int) -> int:
-        D, reads = self.hidden_size, len(set(self.distances))
+        D, reads = self.hidden_size, len({distance for distance in self.distances if distance < num_tokens})
         row = 8 * D * D + 4 * reads * D
         row += 2 * D * D if self.gate_proj is not None else 0
         if self.gains is not None:

@@ -157,9 +157,11 @@ class DwarfField(TokenMixer):
         return sum(self._sizes()) * self.hidden_size * dtype.itemsize + 8
 
     def flops(self, num_tokens: int) -> int:
-        D, reads = self.hidden_size, len(self.distances) + (len(self.skip_offsets) + 1 if self.skip is not None else 0)
-        gains = 2 * len(self.gains.prior) * D if self.gains.weight is not None else 0
-        return num_tokens * (10 * D * D + 2 * reads * D + gains + 2 * self.num_heads * D)
+        D, skips = self.hidden_size, (0, *self.skip_offsets) if self.skip_offsets else ()
+        reads = sum(distance < num_tokens for distance in (*self.distances, *skips))
+        gains = 2 * len(self.gains.prior) * (D + self.num_heads * len(self.distances))
+        gains *= num_tokens if self.gains.weight is not None else 0
+        return num_tokens * (10 * D * D + 2 * reads * D + 2 * self.num_heads * D) + gains
 
     def _sizes(self) -> tuple[int, int]:
         return self.distances[-1] + 1, max(self.skip_offsets) + 1 if self.skip_offsets else 0

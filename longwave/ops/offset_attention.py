@@ -176,8 +176,10 @@ def _score(rows: Tensor, known: Tensor, distances: list[int]) -> Tensor:
 
 def _mix(weights: Tensor, known: Tensor, distances: list[int]) -> Tensor:
     weights = rearrange(weights, "b (g r) n t -> t b g r n 1", g=known.shape[1])
-    parts = _behind(known, weights.shape[4], distances)
-    return sum(w * part[:, :, None] for w, part in zip(weights, parts, strict=True)).flatten(1, 2)
+    total = weights.new_zeros(*weights.shape[1:5], known.shape[3])
+    for w, part in zip(weights, _behind(known, weights.shape[4], distances), strict=True):
+        total = torch.addcmul(total, w, part[:, :, None])
+    return total.flatten(1, 2)
 
 
 def _behind(known: Tensor, num_rows: int, distances: list[int]) -> list[Tensor]:

@@ -71,7 +71,9 @@ def arguments(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The mixer's name and arguments that a file asks for."""
     condition = CONDITIONS.get(config["condition"], config["condition"])
     if condition in GRID:
-        return "dwarf_grid", {"condition": condition, "grid": "original", "field_size": config["field_size"]}
+        own = isinstance(config.get("stride"), int)  # the original's is words
+        grid = {"grid": "token", "stride": config["stride"]} if own else {"grid": "original"}
+        return "dwarf_grid", {"condition": condition, "field_size": config["field_size"], **grid}
     if condition in ("G", "H", "I"):
         skips = {"skip_offsets": config["skip_offsets"]} if "skip_offsets" in config else {}
         return "dwarf_field", {
@@ -80,7 +82,8 @@ def arguments(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         }  # fmt: skip
     given: dict[str, Any] = {"condition": condition, "phantom": config.get("phantom", "mask")}
     if condition in ("J", "K"):
-        given["offsets"] = Lattice(n_scales=config["J"], tap_sign=config.get("tap_sign", "signed"))
+        named = {"n_scales": "J", "taps": "taps", "tap_sign": "tap_sign"}
+        given["offsets"] = Lattice(**{name: config[key] for name, key in named.items() if key in config})
     elif condition not in ("L", "LRP"):
         given["offsets"] = config["offsets"]
     if "field" in config:
@@ -88,19 +91,24 @@ def arguments(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "dwarf", given
 
 
+def is_full_attention(config: dict[str, Any]) -> bool:
+    """Whether a file is of the one layer of M that reads everything."""
+    return config["condition"] in ("M", "M-v2") and "offsets" not in config
+
+
 def mixer(golden: Golden) -> Answers:
     """The mixer in parallel."""
     config = golden.config
-    if "full" in golden.path.stem:
+    if is_full_attention(config):
         base = 10000.0 if "rope_base" in config else None
         given = {"rotary_base": base, "bias": "b_qkv" in golden.parameters, "gate_bias": 2.0}
         return _answers(golden, build("softmax", config["D"], config["H"], given), FULL)
     if config["condition"] in GRID:
         return dwarf_grid.mixer(golden)
     name, given = arguments(config)
-    if config["condition"] == "U":
+    if "in.k_inject" in golden.tensors:
         return injected(golden, given)
-    if golden.path.stem == "mixer_K__long":
+    if "out.y_original" in golden.tensors:
         return both_forms(golden, given)
     return _answers(golden, build(name, config["D"], config["H"], given), WITH_FIELD if "field" in config else GATHER)
 
@@ -111,7 +119,7 @@ def mixer_in_pieces(golden: Golden) -> Answers:
     if config["condition"] in GRID:
         return dwarf_grid.mixer_in_pieces(golden)
     lawful = config.get("phantom") != "original" and "in.rows" not in golden.tensors and config["condition"] != "U"
-    if not lawful or "full" in golden.path.stem:
+    if not lawful or is_full_attention(config):
         return mixer(golden)
     name, given = arguments(config)
     built = build(name, config["D"], config["H"], given).double()
@@ -298,7 +306,10 @@ def initial_values(golden: Golden) -> Answers:
     heads = config["H"]
 
     def begun(condition: str, layer: int = 0, layers: int = 1) -> Any:
-        mixer = build("dwarf", 4 * heads, heads, {"condition": condition}, layer_index=layer, num_layers=layers)
+        given: dict[str, Any] = {"condition": condition}
+        if condition in ("K", "LRP"):
+            given["offsets"] = Lattice(config["J"], rg_init=condition == "K", distinct=condition == "LRP")
+        mixer = build("dwarf", 4 * heads, heads, given, layer_index=layer, num_layers=layers)
         mixer.double().reset_parameters()
         return mixer
 

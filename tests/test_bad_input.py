@@ -155,11 +155,11 @@ FILES = {  # text of a run file, and what the sentence says
     "model: {hidden_size: 16, num_heads: 3}\ntraining: {batch_size: 0}": "training.batch_size",
 }
 COMMANDS = {  # arguments in which {model} is a directory that `damage` has worked on
-    "verify nothing": "unknown mixer 'nothing'; legal: gated_delta",
+    "verify nothing": "unknown mixer 'nothing'; legal: cumulative_mean, dwarf",
     "verify softmax --backend cuda": "unknown backend 'cuda'; legal: auto, naive, torch, numba, triton",
     "verify softmax --set window": "--set 'window': expected name=value",
     "verify softmax --set window=wide": "window: input should be a valid integer",
-    "train nowhere.yaml": "nowhere.yaml: no such file or preset; presets: comparison, copy, hale-100m",
+    "train nowhere.yaml": "nowhere.yaml: no such file or preset; presets: comparison, copy, dwarf-a-13m",
     "train hale-small --resume --output {fresh}": "there is no run to resume",
     "train hale-small --output {model}": "the run directory is in use",
     "train hale-small --resume --output {model}": "in the run begun",

@@ -183,7 +183,7 @@ def verify(
 ) -> None:
     """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
     from longwave.ops import use_backend
-    from longwave.training.configuration import parse_override
+    from longwave.training.configuration import read_overrides
     from longwave.verification import certify, subject_of
     from longwave.verification.report import print_header, print_line
 
@@ -193,7 +193,7 @@ def verify(
             raise ValueError("--properties measures the published configurations; it takes no --set")
         with use_backend(backend):
             raise typer.Exit(0 if _measure_properties(target, as_json) else 1)
-    subject = subject_of(target, dict(parse_override(override) for override in overrides or []))
+    subject = subject_of(target, read_overrides(overrides or []))
     console = Console()
     if not as_json:
         print_header(console, subject)

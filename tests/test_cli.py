@@ -145,6 +145,11 @@ class TestVerify:
         assert "DECLARED-FAIL" in verdicts["P3"]
         assert " FAIL" not in out
 
+    def test_arguments_have_parts(self, longwave, refused):
+        given = ("verify", "dwarf", "--set", "condition=K", "--set", "offsets.n_scales=3", "--longest", "9")
+        assert longwave(*given)[0] == 0
+        assert "a lattice has 1 to 20 scales" in refused("verify", "dwarf", "--set", "offsets.n_scales=21")
+
     def test_an_undeclared_failure_ends_with_code_1(self, longwave, monkeypatch):
         from longwave.mixers.hale import Hale
 

@@ -6,7 +6,7 @@ Validated as a whole: every complaint at once, each with the path, what was got 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -316,6 +316,14 @@ def parse_override(override: str) -> tuple[str, Any]:
         return path, yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"--set {override!r}: the value is not YAML") from None
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Several ``path.to.key=value`` as nested mappings."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        set_value(values, *parse_override(override))
+    return values
 
 
 def set_value(values: dict[str, Any], path: str, value: Any) -> None:

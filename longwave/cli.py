@@ -42,7 +42,7 @@ def demo(
     ),
     tokens: Annotated[int, typer.Option(help="Training tokens of each run on text.", min=1)] = 150_000,
 ) -> None:
-    """Certify every mixer, train all at equal parameters, rank them, ask them to recall, and let them speak."""
+    """Certify a mixer of each family, train all at equal parameters, rank them, ask them to recall, let them speak."""
     from longwave.comparison import run_demo
 
     _quiet_libraries()

@@ -1,4 +1,4 @@
-"""The demo: every mixer certified, trained at equal parameters from several seeds, ranked, asked, and heard."""
+"""The demo: a mixer of each family certified, trained at equal parameters from several seeds, ranked, asked, heard."""
 
 from __future__ import annotations
 

@@ -6,7 +6,14 @@ from torch import Tensor, nn
 
 
 class LocalWindow(nn.Module):
-    """g local + (1 - g) far, g = sigmoid(w x + b): softmax over the W rows before the present one, or nothing."""
+    """g local + (1 - g) far, g = sigmoid(w x + b): softmax over the W rows before the present one, or nothing.
+
+    DWARF's M-gate.
+
+    Args:
+        hidden_size: D.
+        window: W.
+    """
 
     def __init__(self, hidden_size: int, window: int) -> None:
         super().__init__()
@@ -15,6 +22,7 @@ class LocalWindow(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """The gate half open, w of standard deviation 0.02."""
         nn.init.normal_(self.gate_proj.weight, std=0.02)
         nn.init.zeros_(self.gate_proj.bias)
 

@@ -54,20 +54,19 @@ def attend(
             `[B, H, N, D]`, 0 where a distance leads to before the keys.
         mix: from weights `[B, H, N, D]`, values and distances to `[B, H, N, d]`.
     """
-    wide = torch.promote_types(v.dtype, torch.float32)
     k, v = known_rows(past, k, v)
-    values, heads = _by_heads(v, wide), v.shape[2] if q is None else q.shape[2]
+    values, heads = _by_heads(v), v.shape[2] if q is None else q.shape[2]
     # What lies further back than anything known is read by no row.
     kept = [t for t, distance in enumerate(reads.distances) if distance < values.shape[2]] or [0]
     distances = [reads.distances[t] for t in kept]
     distinct = sorted(set(distances))
     spread = None
     if distances != distinct:
-        spread = torch.zeros(len(distinct), len(kept), dtype=wide, device=v.device)
+        spread = torch.zeros(len(distinct), len(kept), dtype=v.dtype, device=v.device)
         spread[[distinct.index(distance) for distance in distances], range(len(kept))] = 1.0
     scores: Given = None
     if q is not None and k is not None:
-        scores = score(_by_heads(q, wide), _by_heads(k, wide), distinct)
+        scores = score(_by_heads(q), _by_heads(k), distinct)
         scores = scores if spread is None else scores @ spread
     hidden = positions[:, None, :, None] < torch.tensor(distances, device=v.device)  # [B, 1, N, T]
     a, bias = reads.weights, reads.bias
@@ -75,12 +74,12 @@ def attend(
         a, bias = (x if x is None or x.shape[-1] == 1 else x[..., kept] for x in (a, bias))
     w = weigh(scores, hidden, reads._replace(weights=a, bias=bias), v.shape[3])
     w = w.expand(-1, heads, -1, -1)
-    return mix(w if spread is None else w @ spread.T, values, distinct).transpose(1, 2).to(v.dtype)
+    return mix(w if spread is None else w @ spread.T, values, distinct).transpose(1, 2)
 
 
-def _by_heads(rows: Tensor, dtype: torch.dtype) -> Tensor:
+def _by_heads(rows: Tensor) -> Tensor:
     """`[B, N, H, d]` as `[B, H, N, d]`."""
-    return rows.to(dtype).transpose(1, 2).contiguous()
+    return rows.transpose(1, 2).contiguous()
 
 
 def weigh(scores: Given, hidden: Tensor, reads: Reads, head_dim: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._precision import widened
 from longwave.ops.documents import document_positions, expand_mask
 
 
@@ -25,6 +26,7 @@ class BlockSums(NamedTuple):
     tokens: Tensor
 
 
+@widened("x")
 def block_means(
     x: Tensor,
     num_levels: int,
@@ -50,17 +52,13 @@ def block_means(
         BackendUnavailable: the backend has no form of this op.
     """
     form = select_form("block_means", backend, block_means_naive, block_means_torch, x)
-    rows = x.to(torch.promote_types(x.dtype, torch.float32))
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
-    past = None if initial_state is None else initial_state.sums.to(rows.dtype)
-    sums = form(rows, num_levels, positions, past)
+    sums = form(x, num_levels, positions, None if initial_state is None else initial_state.sums)
     sizes = 2 ** torch.arange(1, num_levels + 1, device=x.device)
     counts = positions[..., None] % sizes + 1
     means = sums / expand_mask(counts, sums).to(sums.dtype)
-    if not return_state:
-        return means.to(x.dtype)
-    return means.to(x.dtype), BlockSums(sums[:, -1], positions[:, -1] + 1)
+    return (means, BlockSums(sums[:, -1], positions[:, -1] + 1)) if return_state else means
 
 
 def block_means_naive(x: Tensor, num_levels: int, positions: Tensor, past: Tensor | None) -> Tensor:

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._precision import widened
 from longwave.ops.documents import Ring, document_positions, empty_ring
 
 
+@widened("x")
 def causal_convolution(
     x: Tensor,
     weight: Tensor,
@@ -41,17 +43,16 @@ def causal_convolution(
             f"got {tuple(x.shape)}, {tuple(weight.shape)}"
         )
     form = select_form("causal_convolution", backend, causal_convolution_naive, causal_convolution_torch, x)
-    dtype, reach = torch.promote_types(x.dtype, torch.float32), weight.shape[0] - 1
-    rows, weight = x.to(dtype), weight.to(dtype)
+    reach = weight.shape[0] - 1
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
-    past = None if initial_state is None else initial_state.last(reach).to(dtype)
-    out = form(rows, weight, past, positions).to(x.dtype)
+    past = None if initial_state is None else initial_state.last(reach)
+    out = form(x, weight, past, positions)
     if not return_state:
         return out
     if initial_state is None:
-        initial_state = empty_ring(x.shape[0], reach, x.shape[2:], rows)
-    return out, initial_state.extended(rows[:, -reach:].to(initial_state.rows.dtype), positions)
+        initial_state = empty_ring(x.shape[0], reach, x.shape[2:], x)
+    return out, initial_state.extended(x[:, -reach:], positions)
 
 
 def causal_convolution_naive(x: Tensor, weight: Tensor, past: Tensor | None, positions: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._precision import widened
 from longwave.ops.block_means import BlockSums, block_means
 from longwave.ops.documents import document_positions
 from longwave.ops.features import elu_plus_one
@@ -30,6 +31,7 @@ class DyadicState(NamedTuple):
     tokens: Tensor
 
 
+@widened("v")
 def dyadic_linear_attention(
     q: Tensor,
     k: Tensor,
@@ -66,9 +68,9 @@ def dyadic_linear_attention(
         BackendUnavailable: the backend has no form of this op.
     """
     levels, width = key_maps.shape[0], q.shape[-1]
-    if q.dim() != 4 or not q.shape == k.shape == v.shape or not q.shape[1]:
+    if q.dim() != 4 or not q.shape == k.shape == v.shape:
         raise ValueError(
-            "dyadic_linear_attention takes q, k and v of one shape [B, N, H, d] with N at least 1; "
+            "dyadic_linear_attention takes q, k and v of one shape [B, N, H, d]; "
             f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     if not key_maps.shape == value_maps.shape == (levels, width, width) or weights.shape != (levels,):
@@ -78,18 +80,12 @@ def dyadic_linear_attention(
         )
     naive, plain = dyadic_linear_attention_naive, dyadic_linear_attention_torch
     form = select_form("dyadic_linear_attention", backend, naive, plain, q)
-    out_dtype, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
-    rows = [x.to(dtype) for x in (q, k, v, key_maps, value_maps, weights)]
-    if initial_state is not None:
-        memory, blocks, tokens = initial_state
-        initial_state = DyadicState(memory.to(dtype), blocks.to(dtype), tokens)
-    with torch.autocast(q.device.type, enabled=False):  # which would round states and normalisers
-        out, memory, blocks = form(*rows, eps, chunk_size, initial_state, starts)
+    out, memory, blocks = form(q, k, v, key_maps, value_maps, weights, eps, chunk_size, initial_state, starts)
     if not return_state:
-        return out.to(out_dtype)
+        return out
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*q.shape[:2], tokens=tokens, starts=starts, device=q.device)
-    return out.to(out_dtype), DyadicState(memory, blocks, positions[:, -1] + 1)
+    return out, DyadicState(memory, blocks, positions[:, -1] + 1)
 
 
 def dyadic_linear_attention_naive(

@@ -75,10 +75,9 @@ def run_form(
     initial_state: FieldState | None,
     return_state: bool,
 ) -> Tensor | tuple[Tensor, FieldState]:
-    """A form in float32 or wider; it is given the rows of the state oldest first, and returns the memory."""
+    """A form is given the rows of the state oldest first, and returns the memory."""
     q, k, v = streams
     batch_size, num_rows, heads, width = q.shape
-    dtype = torch.promote_types(v.dtype, torch.float32)
     levels = weights.shape[3] if weights.dim() == 4 else 1
     state, given = None, initial_state
     if given is None:
@@ -88,26 +87,24 @@ def run_form(
     ring, size = Ring(given.rows, given.tokens), given.rows.shape[1]
     if initial_state is not None:
         rows = ring.last(size) if size else given.rows
-        state = FieldState(rows.to(dtype), given.memory.to(dtype), given.tokens)
-    with torch.autocast(q.device.type, enabled=False):  # which would round the state
-        out, memory = form(*(x.to(dtype) for x in (*streams, weights)), taps, chunk_size, state, return_state)
+        state = FieldState(rows, given.memory, given.tokens)
+    out, memory = form(*streams, weights, taps, chunk_size, state, return_state)
     if not return_state:
-        return out.to(v.dtype)
+        return out
     rows, tokens = given.rows, given.tokens + num_rows
     if size:
-        new = torch.stack([k[:, -size:], v[:, -size:]], dim=2).to(rows.dtype)
+        new = torch.stack([k[:, -size:], v[:, -size:]], dim=2)
         rows = ring.extended(new, tokens[:, None] - 1).rows
-    return out.to(v.dtype), FieldState(rows, given.memory if memory is None else memory, tokens)
+    return out, FieldState(rows, given.memory if memory is None else memory, tokens)
 
 
 def check_arguments(
     op: str, q: Tensor, k: Tensor, v: Tensor, taps: Taps, gains: Tensor | None = None, *, chunk_size: int = 2
 ) -> None:
     """Refuse what no field takes."""
-    if q.dim() != 4 or not q.shape == k.shape == v.shape or not q.shape[1]:
+    if q.dim() != 4 or not q.shape == k.shape == v.shape:
         raise ValueError(
-            f"{op} takes q, k and v of one shape [B, N, H, d] with N at least 1; "
-            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+            f"{op} takes q, k and v of one shape [B, N, H, d]; got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     if gains is not None and (gains.dim() != 4 or gains.shape[:3] != q.shape[:3] or not gains.shape[3]):
         raise ValueError(

@@ -12,9 +12,11 @@ from einops import rearrange
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._precision import widened
 from longwave.ops.linear_attention import decay_weights
 
 
+@widened("v")
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
@@ -51,15 +53,11 @@ def gated_delta_rule(
     """
     _check_shapes(q, k, v, beta)
     form = select_form("gated_delta_rule", backend, gated_delta_rule_naive, gated_delta_rule_torch, q)
-    out_dtype, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
-    q, k, v, beta = q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype)
     if initial_state is None:
         initial_state = v.new_zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1])
     if log_decay is not None:
-        log_decay = log_decay.to(dtype).expand(q.shape[:3])
-    with torch.autocast(q.device.type, enabled=False):  # which would round the state
-        out, state = form(q, k, v, beta, log_decay, initial_state.to(dtype), starts, chunk_size)
-    out = out.to(out_dtype)
+        log_decay = log_decay.expand(q.shape[:3])
+    out, state = form(q, k, v, beta, log_decay, initial_state, starts, chunk_size)
     return (out, state) if return_state else out
 
 
@@ -135,5 +133,3 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> None:
             "gated_delta_rule takes q and k [B, N, H, d], v [B, N, H, e] and beta [B, N, H]; "
             f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, {tuple(beta.shape)}"
         )
-    if not q.shape[1]:
-        raise ValueError("gated_delta_rule needs at least one row")

@@ -17,12 +17,14 @@ from einops import rearrange
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._precision import widened
 from longwave.ops.documents import Ring, document_positions, empty_ring, expand_mask
 
 #: Rows of a chunk of either op; never changes a result.
 WAVE_CHUNK, FILTER_CHUNK = 64, 128
 
 
+@widened("u")
 def damped_wave(
     u: Tensor,
     pole: Tensor,
@@ -50,18 +52,16 @@ def damped_wave(
         ValueError: shapes disagree.
         BackendUnavailable: the backend has no form of this op.
     """
-    if u.dim() != 4 or not u.shape[1] or not pole.shape == read.shape == (2, u.shape[2]):
+    if u.dim() != 4 or not pole.shape == read.shape == (2, u.shape[2]):
         raise ValueError(
-            "damped_wave takes u [B, N, H, d], N at least 1, and pole and read [2, H]; "
+            "damped_wave takes u [B, N, H, d] and pole and read [2, H]; "
             f"got {tuple(u.shape)}, {tuple(pole.shape)}, {tuple(read.shape)}"
         )
     form = select_form("damped_wave", backend, damped_wave_naive, damped_wave_torch, u)
-    dtype = torch.promote_types(u.dtype, torch.float32)
     if initial_state is None:
         initial_state = u.new_zeros(u.shape[0], u.shape[2], 2, u.shape[3])
-    with torch.autocast(u.device.type, enabled=False):
-        out, state = form(u.to(dtype), pole.to(dtype), read.to(dtype), initial_state.to(dtype), starts)
-    return (out.to(u.dtype), state) if return_state else out.to(u.dtype)
+    out, state = form(u, pole, read, initial_state, starts)
+    return (out, state) if return_state else out
 
 
 def damped_wave_naive(
@@ -116,6 +116,7 @@ def _wave_matrix(pole: Tensor, read: Tensor, num_rows: int) -> Tensor:
     return torch.cat([torch.cat([turn, latest], dim=2), torch.cat([from_state, within], dim=2)], dim=1)
 
 
+@widened("u")
 def causal_filter(
     u: Tensor,
     taps: Tensor,
@@ -144,30 +145,27 @@ def causal_filter(
         ValueError: shapes disagree.
         BackendUnavailable: the backend has no form of this op.
     """
-    if u.dim() != 4 or not u.shape[1] or taps.dim() != 2 or taps.shape[0] != u.shape[2]:
+    if u.dim() != 4 or taps.dim() != 2 or taps.shape[0] != u.shape[2]:
         raise ValueError(
-            "causal_filter takes u [B, N, H, d], N at least 1, and taps [H, R]; "
-            f"got {tuple(u.shape)}, {tuple(taps.shape)}"
+            f"causal_filter takes u [B, N, H, d] and taps [H, R]; got {tuple(u.shape)}, {tuple(taps.shape)}"
         )
     if offsets is not None and (len(offsets) != taps.shape[1] or min(offsets, default=0) < 0):
         raise ValueError(f"causal_filter needs an offset of at least 0 for each of {taps.shape[1]} taps, got {offsets}")
     form = select_form("causal_filter", backend, causal_filter_naive, causal_filter_torch, u)
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    rows, reach = u.to(dtype), max(offsets, default=0) if offsets is not None else taps.shape[1] - 1
+    reach = max(offsets, default=0) if offsets is not None else taps.shape[1] - 1
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*u.shape[:2], tokens=tokens, starts=starts, device=u.device)
     past = None
     if initial_state is not None:
         written = torch.arange(reach, 0, -1, device=u.device) <= initial_state.tokens[:, None]
-        past = initial_state.last(reach).to(dtype)
+        past = initial_state.last(reach)
         past = torch.where(expand_mask(written, past), past, 0.0)
     borders = None if starts is None else positions
-    with torch.autocast(u.device.type, enabled=False):
-        out = form(rows, taps.to(dtype), offsets, past, borders).to(u.dtype)
+    out = form(u, taps, offsets, past, borders)
     if not return_state:
         return out
-    ring = empty_ring(u.shape[0], reach + 1, u.shape[2:], rows) if initial_state is None else initial_state
-    return out, ring.extended(rows[:, -ring.rows.shape[1] :].to(ring.rows.dtype), positions)
+    ring = empty_ring(u.shape[0], reach + 1, u.shape[2:], u) if initial_state is None else initial_state
+    return out, ring.extended(u[:, -ring.rows.shape[1] :], positions)
 
 
 def causal_filter_naive(

@@ -13,9 +13,11 @@ from einops import rearrange
 from torch import Tensor
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._precision import widened
 from longwave.ops.documents import expand_mask
 
 
+@widened("v")
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -56,20 +58,15 @@ def linear_attention(
     """
     _check_shapes(q, k, v)
     form = select_form("linear_attention", backend, linear_attention_naive, linear_attention_torch, q)
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    out_dtype = v.dtype
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if normalize:
         v = F.pad(v, (0, 1), value=1.0)
     if initial_state is None:
         initial_state = v.new_zeros(v.shape[0], *v.shape[2:4], k.shape[-1], v.shape[-1])
     if log_decay is not None:
-        log_decay = log_decay.to(dtype).expand(q.shape[: max(3, log_decay.dim())])
-    with torch.autocast(q.device.type, enabled=False):  # which would round states and normalisers
-        out, state = form(q, k, v, log_decay, initial_state.to(dtype), starts, chunk_size)
+        log_decay = log_decay.expand(q.shape[: max(3, log_decay.dim())])
+    out, state = form(q, k, v, log_decay, initial_state, starts, chunk_size)
     if normalize:
         out = out[..., :-1] / out[..., -1:].clamp(min=eps)
-    out = out.to(out_dtype)
     return (out, state) if return_state else out
 
 
@@ -221,8 +218,6 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
             "linear_attention takes q [B, N, H, d], k [B, N, M, H, d] and v [B, N, M, H, e]; "
             f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
-    if not q.shape[1]:
-        raise ValueError("linear_attention needs at least one row")
     if (*k.shape[:2], *k.shape[3:]) != tuple(q.shape) or k.shape[:4] != v.shape[:4]:
         raise ValueError(
             "linear_attention: batch, rows, heads and features must agree; "

@@ -23,10 +23,12 @@ from torch import Tensor
 
 from longwave.ops._dispatch import select_form
 from longwave.ops._distances import EPS, TAKES, Given, Kind, Reads, attend, known_rows, weigh
+from longwave.ops._precision import widened
 from longwave.ops.documents import Ring, document_positions, empty_ring
 from longwave.ops.features import elu_plus_one
 
 
+@widened("v", stored="rows")
 def offset_attention(
     q: Tensor | None,
     k: Tensor | None,
@@ -61,10 +63,12 @@ def offset_attention(
         starts: `[B, N]` bool, first row of each document.
         backend: ``auto``, ``naive``, ``torch`` or ``numba``.
 
-    Returns: `[B, N, H, d]` in v's dtype; with ``return_state`` also the final ring.
+    Returns:
+        `[B, N, H, d]` in v's dtype; with ``return_state`` also the final ring, in the dtype of the initial one or of v.
 
     Raises:
-        ValueError: no distance or a negative one, an argument against the kind, H no multiple of G, another ring.
+        ValueError: no distance or a negative one, an argument against the kind, H no multiple of G, another ring,
+            nothing to read.
         BackendUnavailable: the backend has no form of this op.
     """
     if window is not None and window < 1:
@@ -75,14 +79,14 @@ def offset_attention(
     form = select_form("offset_attention", backend, offset_attention_naive, offset_attention_torch, v)
     tokens = None if initial_state is None else initial_state.tokens
     positions = document_positions(*v.shape[:2], tokens=tokens, starts=starts, device=v.device)
-    past = None if initial_state is None else initial_state.last(reach).to(v.dtype)
+    past = None if initial_state is None else initial_state.last(reach)
     out = form(q, k, v, past, positions, reads)
     if not return_state:
         return out
     new = torch.stack([x[:, -(reach + 1) :] for x in (k, v) if x is not None], dim=2)
     if initial_state is None:
         initial_state = empty_ring(v.shape[0], reach + 1, tuple(new.shape[2:]), new)
-    return out, initial_state.extended(new.to(initial_state.rows.dtype), positions)
+    return out, initial_state.extended(new, positions)
 
 
 @torch.no_grad()
@@ -109,19 +113,24 @@ def offset_attention_step(
     """
     reads = Reads(tuple(offsets), kind, weights, bias, sink)
     rows, tokens = ring
-    batch, wide = torch.arange(v.shape[0], device=v.device), torch.promote_types(v.dtype, torch.float32)
+    batch = torch.arange(v.shape[0], device=v.device)
     rows[batch, tokens % rows.shape[1]] = torch.stack([x for x in (k, v) if x is not None], dim=1).to(rows.dtype)
-    distances = torch.tensor(reads.distances, device=v.device)
-    behind = tokens[:, None] - distances
-    found = rows[batch[:, None], behind % rows.shape[1]].to(wide)  # [B, T, 1 or 2, G, d]
+    behind = tokens[:, None] - torch.tensor(reads.distances, device=v.device)
+    found = rows[batch[:, None], behind % rows.shape[1]]
+    return _attend_found(q, v, found, (behind < 0)[:, None, None], reads), Ring(rows, tokens + 1)
+
+
+@widened("v")
+def _attend_found(q: Given, v: Tensor, found: Tensor, hidden: Tensor, reads: Reads) -> Tensor:
+    """`[B, H, d]` of a query and what lies at its distances, ``found`` `[B, T, 1 or 2, G, d]`."""
+    heads, groups = (v if q is None else q).shape[1], v.shape[1]
     scores = None
     if q is not None:
-        grouped = rearrange(q.to(wide), "b (g r) d -> b g r d", g=v.shape[1])
+        grouped = rearrange(q, "b (g r) d -> b g r d", g=groups)
         scores = torch.einsum("bgrd,btgd->bgrt", grouped, found[:, :, 0]).flatten(1, 2)[:, :, None]
-    w = weigh(scores, (behind < 0)[:, None, None], reads, v.shape[2])
-    heads = (v if q is None else q).shape[1]
-    w = rearrange(w.expand(v.shape[0], heads, -1, -1), "b (g r) 1 t -> b g r t", g=v.shape[1])
-    return torch.einsum("bgrt,btgd->bgrd", w, found[:, :, -1]).flatten(1, 2).to(v.dtype), Ring(rows, tokens + 1)
+    w = weigh(scores, hidden, reads, v.shape[2]).expand(v.shape[0], heads, -1, -1)
+    w = rearrange(w, "b (g r) 1 t -> b g r t", g=groups)
+    return torch.einsum("bgrt,btgd->bgrd", w, found[:, :, -1]).flatten(1, 2)
 
 
 def offset_attention_naive(
@@ -131,17 +140,17 @@ def offset_attention_naive(
     k, v = known_rows(past, k, v)
     batch_size, num_rows = positions.shape
     reach, heads = v.shape[1] - num_rows, (v if q is None else q).shape[2]
-    wide, dtype, count = torch.promote_types(v.dtype, torch.float32), v.dtype, len(reads.distances)
-    v = v.to(wide).repeat_interleave(heads // v.shape[2], dim=2)
-    k = None if k is None else k.to(wide).repeat_interleave(heads // k.shape[2], dim=2)
+    count = len(reads.distances)
+    v = v.repeat_interleave(heads // v.shape[2], dim=2)
+    k = None if k is None else k.repeat_interleave(heads // k.shape[2], dim=2)
     shapes = ((batch_size, heads, num_rows, count), (batch_size, heads, num_rows, count), (batch_size, heads, num_rows))
-    given: Given = (None if x is None else x.to(wide).expand(shape) for x, shape in zip(reads[2:], shapes, strict=True))
+    given: Given = (None if x is None else x.expand(shape) for x, shape in zip(reads[2:], shapes, strict=True))
     a, bias, sink = given
     out = []
     for b, i in ((b, i) for b in range(batch_size) for i in range(num_rows)):
         near = [t for t, distance in enumerate(reads.distances) if distance <= positions[b, i]]
         rows = [reach + i - reads.distances[t] for t in near]
-        s: Given = None if q is None else torch.einsum("hd,thd->ht", q[b, i].to(wide), k[b, rows])
+        s: Given = None if q is None else torch.einsum("hd,thd->ht", q[b, i], k[b, rows])
         if reads.kind == "field":
             w = a[b, :, i, near]
         elif reads.kind == "dot":
@@ -156,7 +165,7 @@ def offset_attention_naive(
                 logits = torch.cat([logits, sink[b, :, i, None]], dim=1)
             w = logits.softmax(dim=1)[:, : len(near)]
         out.append(torch.einsum("ht,thd->hd", w, v[b, rows]))
-    return torch.stack(out).view(batch_size, num_rows, heads, -1).to(dtype)
+    return torch.stack(out).view(batch_size, num_rows, heads, -1)
 
 
 def offset_attention_torch(

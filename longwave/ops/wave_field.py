@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from longwave.ops._dispatch import select_form
+from longwave.ops._precision import widened
 from longwave.ops._pyramid import field_kernels, pyramid_by_blocks, pyramid_by_rows
 from longwave.ops.documents import Ring
 from longwave.ops.fields import D4, UNIT_TAPS, FieldState, Taps, check_arguments, filtered, run_form
@@ -27,6 +28,7 @@ from longwave.ops.offset_attention import offset_attention
 FEW_ROWS = 8
 
 
+@widened("v", stored="rows")
 def fir_field(
     q: Tensor,
     k: Tensor,
@@ -61,11 +63,8 @@ def fir_field(
     levels = range(gains.shape[3])
     offsets = sorted({s << j for j in levels for s in range(4)})
     merged = [[sum(tap for s, tap in enumerate(taps) if s << j == offset) for j in levels] for offset in offsets]
-    wide = torch.promote_types(v.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        taken = torch.tensor(merged, dtype=wide, device=q.device)
-        weights = gains.to(wide).transpose(1, 2) @ taken.T  # [B, H, N, T]
-        weights = torch.cat([weights[..., :1] + bypass.to(wide)[:, None, None], weights[..., 1:]], dim=3)
+    weights = gains.transpose(1, 2) @ torch.tensor(merged, dtype=v.dtype, device=q.device).T  # [B, H, N, T]
+    weights = torch.cat([weights[..., :1] + bypass[:, None, None], weights[..., 1:]], dim=3)
     state = initial_state
     ring = None if state is None else Ring(state.rows, state.tokens)
     found: Any = offset_attention(
@@ -77,6 +76,7 @@ def fir_field(
     return found[0], FieldState(found[1].rows, memory, found[1].tokens)
 
 
+@widened("v", stored="rows")
 def cascade_field(
     q: Tensor,
     k: Tensor,
@@ -110,6 +110,7 @@ def cascade_field(
     return run_form(form, "cascade", (q, k, v), gains, taps, chunk_size, initial_state, return_state)
 
 
+@widened("v", stored="rows")
 def pyramid_field(
     q: Tensor,
     k: Tensor,
@@ -143,6 +144,7 @@ def pyramid_field(
     return run_form(form, "pyramid", (q, k, v), gains, taps, chunk_size, initial_state, return_state)
 
 
+@widened("v", stored="rows")
 def delta_field(
     q: Tensor,
     k: Tensor,

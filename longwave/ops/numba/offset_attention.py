@@ -34,9 +34,7 @@ def offset_attention_numba(
         return attend(q, k, v, past, positions, reads, score, mix)
     if past is None:
         past = k.new_zeros(k.shape[0], 0, 2, *k.shape[2:])
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    rows = (x.to(dtype) for x in (q, k, v, past))
-    return _forward(*rows, positions, reads.window).to(q.dtype)
+    return _forward(q, k, v, past, positions, reads.window)
 
 
 @custom_op("longwave::offset_attention_numba", mutates_args=())

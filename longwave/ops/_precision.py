@@ -44,7 +44,7 @@ def widened(values: str, *, stored: str | None = None) -> Callable[[Callable[P, 
             _check(name, values, given, tensors)
             kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
             wide = reduce(torch.promote_types, kinds, torch.float32)
-            with _without_autocast(given.device):
+            with without_autocast(given.device.type):
                 found: Any = function(*_cast(args, wide), **{key: _cast(item, wide) for key, item in kwargs.items()})
             if isinstance(found, Tensor):
                 return found.to(given.dtype)  # type: ignore[return-value]
@@ -68,10 +68,11 @@ def _check(name: str, values: str, given: Tensor, tensors: list[Tensor]) -> None
         raise ValueError(f"{name} needs all tensors on one device, got {', '.join(sorted(devices))}")
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager:
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Switch autocast off for a kind of device, where it is on."""
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device_type, enabled=False)
 
 
 def _tensors(value: Any) -> Any:

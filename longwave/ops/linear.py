@@ -30,18 +30,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         `[..., M]`.
     """
     rows = x.numel() // max(x.shape[-1], 1)
-    if torch.is_autocast_enabled(x.device.type) or not _onednn_pays(x, rows):
+    if torch.is_autocast_enabled(x.device.type) or not _onednn_pays(x, weight, rows):
         return F.linear(x, weight, bias)
     return _product(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` of two matrices, without gradients."""
-    return _by_onednn(a, b) if _onednn_pays(a, len(a)) else a @ b.t()
+    return _by_onednn(a, b) if _onednn_pays(a, b, len(a)) else a @ b.t()
 
 
-def _onednn_pays(x: Tensor, rows: int) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and rows >= PAYS_FROM and _mkl_is_slow()
+def _onednn_pays(x: Tensor, weight: Tensor, rows: int) -> bool:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or rows < PAYS_FROM:
+        return False
+    return x.numel() > 0 and weight.numel() > 0 and _mkl_is_slow()  # oneDNN refuses what is empty
 
 
 def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

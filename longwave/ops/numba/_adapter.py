@@ -8,22 +8,32 @@ compiled at its first call, so that importing a kernel costs nothing and loads n
   OpenMP is not PyTorch's: if the threads of both wait for work by spinning, they keep each other from the
   cores, so those of Numba's sleep.
 * Forks. OpenMP's threads do not survive a fork: a forked process uses the serial form.
-* Cache. Compiled code is kept beside the file, else in the user's cache folder, else nowhere. Numba notices
-  a change of the kernel's own file only, so a kernel calls nothing from other files but what is here.
-* bfloat16, which Numba lacks, arrives as its bits in uint16: see :func:`widen` and :func:`narrow`.
+* Cache. Compiled code is kept beside the file, else in the user's cache folder, else nowhere; what cannot be
+  written, or read back as it was written, is compiled again. Numba notices a change of the kernel's own file only,
+  so a kernel calls nothing from other files but what is here.
+* Precision. A kernel computes in the dtype of its arrays. Numba lacks bfloat16 and float16: they are refused, since
+  :mod:`longwave.ops._precision` has widened what reaches a form. Autocast must not narrow it again on the way, in the
+  backward pass neither: see :func:`operator`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import pickle
 from collections.abc import Callable
-from functools import cache, cached_property
+from contextlib import suppress
+from functools import cache, cached_property, wraps
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef, custom_op
+
+from longwave.ops._precision import without_autocast
 
 # What these names mean inside a kernel is decided when it is compiled; uncompiled, a kernel is plain Python.
 prange = range
@@ -31,6 +41,9 @@ exp = math.exp
 
 #: Sums may be reordered and fused; infinities and NaN keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+
+#: What a kernel's arrays may hold.
+DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 
 _forked = False
 
@@ -73,11 +86,25 @@ def kernel(function: FunctionType) -> Kernel:
     return Kernel(function)
 
 
+def operator(name: str) -> Callable[[Callable], CustomOpDef]:
+    """Make a function of tensors an operator of PyTorch, ``longwave::name``, whose own products autocast lets alone."""
+
+    def declare(function: Callable) -> CustomOpDef:
+        @wraps(function)
+        def run(*arguments):
+            with without_autocast("cpu"):
+                return function(*arguments)
+
+        return custom_op(f"longwave::{name}", run, mutates_args=())
+
+    return declare
+
+
 def _array(tensor: Tensor):
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    return tensor.numpy()
+    if tensor.dtype not in DTYPES:
+        legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise TypeError(f"a Numba kernel reads {legal}; got a tensor of {tensor.dtype}, which must be widened before")
+    return tensor.detach().numpy()
 
 
 def _compiled(function: FunctionType, parallel: bool) -> Callable:
@@ -87,10 +114,51 @@ def _compiled(function: FunctionType, parallel: bool) -> Callable:
     bound = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
     bound.__module__, bound.__qualname__ = function.__module__, f"{function.__name__}_{'many' if parallel else 'one'}"
     options = {"parallel": parallel, "nogil": True, "fastmath": FAST_MATH, "error_model": "numpy", "boundscheck": False}
+    compiled = numba.njit(**options)(bound)
+    with suppress(RuntimeError):  # there may be no folder to keep compiled code in
+        compiled._cache = _checked_cache()(bound)
+    return compiled
+
+
+@cache
+def _checked_cache() -> type:
+    """Numba's cache, where each file ends in its own hash; one that is not as it was written counts as missing."""
+    from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+    class CheckedFile(IndexDataCacheFile):
+        def _dump(self, item):
+            content = super()._dump(item)
+            return content + hashlib.sha256(content).digest()  # unpickling stops before it
+
+        def _load_index(self):
+            version = pickle.dumps(self._version, protocol=-1)
+            return super()._load_index() if _is_whole(self._index_path, version) else {}
+
+        def _load_data(self, name):
+            return super()._load_data(name) if _is_whole(self._data_path(name)) else None
+
+    class CheckedCache(FunctionCache):
+        def __init__(self, function):
+            super().__init__(function)
+            file = self._cache_file
+            self._cache_file = CheckedFile(self._cache_path, self._impl.filename_base, file._source_stamp)
+
+        def save_overload(self, signature, compiled):
+            with suppress(OSError):  # the disk is full, or no longer writable
+                super().save_overload(signature, compiled)
+
+    return CheckedCache
+
+
+def _is_whole(path: str, head: bytes = b"") -> bool:
+    """Whether what follows ``head`` in the file ends in its SHA-256."""
     try:
-        return numba.njit(cache=True, **options)(bound)
-    except RuntimeError:  # no folder to keep compiled code in
-        return numba.njit(**options)(bound)
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    body, digest = content[len(head) : -size], content[-size:]
+    return content.startswith(head) and hashlib.sha256(body).digest() == digest
 
 
 @cache

@@ -108,12 +108,21 @@ def forward_segment(segment: Segment, rule: Rule, S: Tensor, z: Tensor, scratch:
 
 
 def backward_segment(
-    segment: Segment, rule: Rule, S: Tensor, z: Tensor, grad: Tensor, dS: Tensor, dz: Tensor, scratch: Scratch
+    segment: Segment,
+    rule: Rule,
+    S: Tensor,
+    z: Tensor,
+    grad: Tensor,
+    dS: Tensor,
+    dz: Tensor,
+    scratch: Scratch,
+    d_log_decay: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v (packed alike) and of the streams' weights `[M]`.
 
     ``grad`` `[X, n, C, e]` is that of the outputs. ``S``, ``z`` are the state before the segment and are
     advanced in place; ``dS``, ``dz`` are the gradients of the state after it and become those before it.
+    ``d_log_decay`` `[X, n, C]`, if given, becomes the gradient of log a; for one stream that is not normalised.
     """
     X, n, C, d = segment.q.shape
     M, e = segment.k.shape[2], segment.v.shape[-1]
@@ -123,6 +132,10 @@ def backward_segment(
     past = past.view(X * n, M * d, e)
     grad_scores = torch.bmm(grad, v.transpose(1, 2), out=scratch("grad_scores", X * n, C, M * C))
     reads = torch.bmm(grad, past.transpose(1, 2), out=scratch("reads", X * n, C, M * d))
+    if d_log_decay is not None:
+        assert M == 1
+        assert not rule.normalize
+        _differentiate_decay_within(scores, grad_scores, reads, q, decay, d_log_decay)
     dq, dz_chunk = scratch("dq", X * n, C, d), scratch("dz_chunk", X * n, M, d)
     d_weights = scratch("d_weights", X * n, M)
     _unweigh(
@@ -136,7 +149,13 @@ def backward_segment(
     _carry_back(dS_chunk.view(X, n, M, d, e), dz_chunk.view(X, n, M, d), decay, dS, dz)
     dS_chunk = dS_chunk.view(X * n * M, d, e)
     torch.baddbmm(dv, kept_k.view(X * n * M, C, d), dS_chunk, out=dv)
-    torch.baddbmm(dk, kept_v.view(X * n * M, C, e), dS_chunk.transpose(1, 2), out=dk)
+    kept_v, dS_chunk_t = kept_v.view(X * n * M, C, e), dS_chunk.transpose(1, 2)
+    if d_log_decay is None:
+        torch.baddbmm(dk, kept_v, dS_chunk_t, out=dk)
+    else:
+        later = torch.bmm(kept_v, dS_chunk_t, out=scratch("later", *dk.shape))
+        _differentiate_decay_between(k, later, past, dS_chunk, decay, d_log_decay)
+        dk.add_(later)
     _add_normaliser(dk.view(X, n, M, C, d), dz_chunk.view(X, n, M, d), decay)
     return (
         dq.view(X, n, C, d),
@@ -361,6 +380,67 @@ def _unweigh(scores, grad_scores, reads, q, past_z, decay, weights, normalize, e
                     d_query[a] += scale * through_past[a] + d_total * key[a]
                     d_key[a] += d_total * query[a]
                     through_past[a] = scale * query[a]
+
+
+@kernel
+def _differentiate_decay_within(scores, grad_scores, reads, q, decay, d_log_decay):
+    """Row t's decay scales what rows i >= t of its chunk read of rows j < t and of the past.
+
+    So its gradient sums these products, and no others: sums over all rows, subtracted, would leave only their
+    rounding where a decay is strong or another document is large. ``scores`` and ``reads`` are still raw.
+    """
+    tasks, C, d = q.shape
+    one, zero = q.dtype.type(1), q.dtype.type(0)
+    for task in prange(tasks):
+        decays, target = decay.reshape(tasks, C)[task], d_log_decay.reshape(tasks, C)[task]
+        within, pairs, from_past = np.zeros(C, q.dtype), np.empty((C, C), q.dtype), np.empty(C, q.dtype)
+        read = one
+        for i in range(C):
+            for j in range(C):
+                within[j] *= decays[i]
+            within[i] = one
+            read *= decays[i]
+            row, score, grad, query, old = pairs[i], scores[task, i], grad_scores[task, i], q[task, i], reads[task, i]
+            for j in range(C):
+                row[j] = within[j] * score[j] * grad[j]
+            total = zero
+            for a in range(d):
+                total += query[a] * old[a]
+            from_past[i] = read * total
+        column, past = np.zeros(C, q.dtype), zero
+        for back in range(C):
+            t = C - 1 - back
+            row = pairs[t]
+            past += from_past[t]
+            total = past
+            for j in range(C):
+                column[j] += row[j]
+            for j in range(t):
+                total += column[j]
+            target[t] = total
+
+
+@kernel
+def _differentiate_decay_between(k, later, past, dS, decay, d_log_decay):
+    """It also scales what rows j < t of its chunk and the past leave behind for later chunks."""
+    tasks, C, d = k.shape
+    e = past.shape[2]
+    one, zero = k.dtype.type(1), k.dtype.type(0)
+    for task in prange(tasks):
+        decays, target = decay.reshape(tasks, C)[task], d_log_decay.reshape(tasks, C)[task]
+        through, total = one, zero
+        for i in range(C):
+            through *= decays[i]
+        for a in range(d):
+            old, gradient = past[task, a], dS[task, a]
+            for b in range(e):
+                total += old[b] * gradient[b]
+        total *= through
+        for t in range(C):
+            target[t] += total
+            key, gradient = k[task, t], later[task, t]
+            for a in range(d):
+                total += key[a] * gradient[a]
 
 
 @kernel

@@ -12,15 +12,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from longwave.ops.numba._adapter import kernel, prange
+from longwave.ops.numba._adapter import kernel, operator, prange
 
 #: Rows of a task.
 BLOCK = 64
 
 
-@custom_op("longwave::distances_score_numba", mutates_args=())
+@operator("distances_score_numba")
 def score(rows: Tensor, known: Tensor, distances: list[int]) -> Tensor:
     """s_{i,t} = rows_i · known_{i - distance_t}: `[B, H, N, T]`."""
     out = rows.new_empty(*rows.shape[:3], len(distances))
@@ -28,7 +27,7 @@ def score(rows: Tensor, known: Tensor, distances: list[int]) -> Tensor:
     return out
 
 
-@custom_op("longwave::distances_mix_numba", mutates_args=())
+@operator("distances_mix_numba")
 def mix(weights: Tensor, known: Tensor, distances: list[int]) -> Tensor:
     """o_i = sum_t weights_{i,t} known_{i - distance_t}: `[B, H, N, d]`."""
     out = known.new_empty(*weights.shape[:3], known.shape[3])
@@ -36,7 +35,7 @@ def mix(weights: Tensor, known: Tensor, distances: list[int]) -> Tensor:
     return out
 
 
-@custom_op("longwave::distances_scatter_numba", mutates_args=())
+@operator("distances_scatter_numba")
 def scatter(weights: Tensor, rows: Tensor, distances: list[int], groups: int, num_known: int) -> Tensor:
     """What each known row receives, sum of weights_{i,t} rows_i over the i that look at it: `[B, G, P + N, d]`."""
     out = rows.new_empty(rows.shape[0], groups, num_known, rows.shape[3])

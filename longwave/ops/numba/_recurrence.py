@@ -13,15 +13,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from longwave.ops.numba._adapter import kernel, prange
+from longwave.ops.numba._adapter import kernel, operator, prange
 
 #: Tokens between saved states: their states should stay in the second-level cache.
 SEGMENT = 32
 
 
-@custom_op("longwave::recurrence_numba", mutates_args=())
+@operator("recurrence_numba")
 def recurrence(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +35,7 @@ def recurrence(
     return out, final, saved
 
 
-@custom_op("longwave::recurrence_numba_backward", mutates_args=())
+@operator("recurrence_numba_backward")
 def _backward(
     q: Tensor,
     k: Tensor,

@@ -7,9 +7,8 @@ up the rows: a row's gradient is the sum of those of its block from the row on.
 from __future__ import annotations
 
 from torch import Tensor
-from torch.library import custom_op
 
-from longwave.ops.numba._adapter import kernel, prange
+from longwave.ops.numba._adapter import kernel, operator, prange
 
 #: Rows (batch times tokens) from which this form was measured to beat torch's.
 PAYS_FROM = 64
@@ -24,7 +23,7 @@ def block_means_numba(x: Tensor, num_levels: int, positions: Tensor, past: Tenso
     return _forward(x, past, positions)
 
 
-@custom_op("longwave::block_means_numba", mutates_args=())
+@operator("block_means_numba")
 def _forward(x: Tensor, past: Tensor, positions: Tensor) -> Tensor:
     sums = x.new_empty(*x.shape[:2], past.shape[1], *x.shape[2:])
     if sums.numel():
@@ -32,7 +31,7 @@ def _forward(x: Tensor, past: Tensor, positions: Tensor) -> Tensor:
     return sums
 
 
-@custom_op("longwave::block_means_numba_backward", mutates_args=())
+@operator("block_means_numba_backward")
 def _backward(grad: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the past sums."""
     dx, d_past = grad.new_zeros(*grad.shape[:2], *grad.shape[3:]), grad.new_zeros(grad.shape[0], *grad.shape[2:])

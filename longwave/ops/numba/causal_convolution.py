@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.library import custom_op
 
-from longwave.ops.numba._adapter import kernel, prange
+from longwave.ops.numba._adapter import kernel, operator, prange
 
 #: Rows (batch times tokens) from which this form was measured to beat torch's.
 PAYS_FROM = 1
@@ -20,14 +19,14 @@ def causal_convolution_numba(x: Tensor, weight: Tensor, past: Tensor | None, pos
     return _forward(x, weight, past, positions)
 
 
-@custom_op("longwave::causal_convolution_numba", mutates_args=())
+@operator("causal_convolution_numba")
 def _forward(x: Tensor, weight: Tensor, past: Tensor, positions: Tensor) -> Tensor:
     out = x.new_empty(x.shape)
     _filter(x.contiguous(), weight.contiguous(), past.contiguous(), positions, out, BLOCK)
     return out
 
 
-@custom_op("longwave::causal_convolution_numba_backward", mutates_args=())
+@operator("causal_convolution_numba_backward")
 def _backward(
     x: Tensor, weight: Tensor, past: Tensor, positions: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.library import custom_op
 
 from longwave.ops.documents import document_positions
 from longwave.ops.linear import product
-from longwave.ops.numba._adapter import exp, kernel, prange
+from longwave.ops.numba._adapter import exp, kernel, operator, prange
 from longwave.ops.numba._chunkwise import (
     Rule,
     Scratch,
@@ -62,7 +61,7 @@ def dyadic_linear_attention_numba(
     return out, memory, _last_blocks(k, v, blocks, positions)
 
 
-@custom_op("longwave::dyadic_linear_attention_numba", mutates_args=())
+@operator("dyadic_linear_attention_numba")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -95,7 +94,7 @@ def _forward(
     return out, _joined(*carried[:2]), *saved
 
 
-@custom_op("longwave::dyadic_linear_attention_numba_backward", mutates_args=())
+@operator("dyadic_linear_attention_numba_backward")
 def _backward(
     q: Tensor,
     k: Tensor,

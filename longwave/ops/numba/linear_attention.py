@@ -1,10 +1,7 @@
 """Linear attention on a CPU: every stream of every head is a sequence of its own for the chunkwise form.
 
 The backward pass walks the segments from the last to the first, each from the state that the forward pass
-saved at its beginning. The decay's gradient needs no pass of its own: a row's decay scales every weight that
-crosses it, so it collects what the queries after it and the keys before it have received,
-d log a_t = sum_{i>=t} (q_i·dq_i - k_i·dk_i) + S·dS at the end (https://arxiv.org/abs/2312.06635).
-A decay of its own for each feature takes the recurrence itself.
+saved at its beginning. A decay of its own for each feature takes the recurrence itself.
 """
 
 from __future__ import annotations
@@ -12,9 +9,9 @@ from __future__ import annotations
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
-from torch.library import custom_op
 
 from longwave.ops.documents import expand_mask
+from longwave.ops.numba._adapter import operator
 from longwave.ops.numba._chunkwise import (
     Rule,
     Scratch,
@@ -61,7 +58,7 @@ def _by_feature(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
     )
 
 
-@custom_op("longwave::linear_attention_numba", mutates_args=())
+@operator("linear_attention_numba")
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,22 +76,23 @@ def _forward(
     return out, final, saved
 
 
-@custom_op("longwave::linear_attention_numba_backward", mutates_args=())
+@operator("linear_attention_numba_backward")
 def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     log_decay: Tensor | None,
     saved: Tensor,
-    final: Tensor,
     grad: Tensor,
     grad_state: Tensor,
     chunk_size: int,
+    for_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, log_decay and the initial state."""
+    """Gradients of q, k, v, log_decay (empty unless ``for_decay``) and the initial state."""
     q, k, v, log_decay = _contiguous(q, k, v, log_decay)
     grad, d_state = grad.contiguous(), grad_state.contiguous().clone()
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    d_log_decay = q.new_empty(q.shape[:3] if for_decay else 0)
     plan, chunk, scratch = _plan(k, chunk_size)
     rule = _rule(q)
     for span in reversed(plan):
@@ -103,18 +101,16 @@ def _backward(
         _pack_streams(grad, span, out_grad)
         rows = span.sequences
         states, d_states = _sequences(saved[span.segment, rows].clone()), _sequences(d_state[rows])
-        packed_q, packed_k, packed_v, _ = backward_segment(segment, rule, *states, out_grad, *d_states, scratch)
-        heads = k.shape[2] * k.shape[3]
-        b, length = span.num_sequences, segment.q.shape[1:]
-        unpack(packed_q.view(b, heads, *length), span.batch, span.begin, span.end, dq)
+        d_decay = scratch("d_decay", *segment.q.shape[:3]) if for_decay else None
+        packed_q, packed_k, packed_v, _ = backward_segment(
+            segment, rule, *states, out_grad, *d_states, scratch, d_decay
+        )
+        shape = span.num_sequences, k.shape[2] * k.shape[3], *segment.q.shape[1:3], -1
+        unpack(packed_q.view(shape), span.batch, span.begin, span.end, dq)
+        if d_decay is not None:
+            unpack(d_decay.view(shape), span.batch, span.begin, span.end, d_log_decay[..., None])
         _unpack_streams(packed_k, span, dk)
         _unpack_streams(packed_v, span, dv)
-    if log_decay is None:
-        return dq, dk, dv, q.new_empty(0), d_state
-    crossing = torch.einsum("bnhd,bnhd->bnh", q, dq) - torch.einsum("bnmhd,bnmhd->bnh", k, dk)
-    crossing = crossing.double()
-    crossing[:, -1] += torch.einsum("bmhde,bmhde->bh", final, grad_state)
-    d_log_decay = crossing.flip(1).cumsum(dim=1).flip(1).to(q.dtype)
     return dq, dk, dv, d_log_decay, d_state
 
 
@@ -125,22 +121,20 @@ def _(q, k, v, log_decay, state, chunk_size):
 
 
 @_backward.register_fake
-def _(q, k, v, log_decay, saved, final, grad, grad_state, chunk_size):
-    d_log_decay = q.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), d_log_decay, torch.empty_like(final)
+def _(q, k, v, log_decay, saved, grad, grad_state, chunk_size, for_decay):
+    d_log_decay = q.new_empty(q.shape[:3] if for_decay else 0)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), d_log_decay, torch.empty_like(grad_state)
 
 
 def _save(ctx, inputs, output):
-    q, k, v, log_decay, _, chunk_size = inputs
-    _, final, saved = output
-    ctx.save_for_backward(q, k, v, log_decay, saved, final)
-    ctx.chunk_size = chunk_size
+    q, k, v, log_decay, _, ctx.chunk_size = inputs
+    ctx.save_for_backward(q, k, v, log_decay, output[2])
 
 
 def _differentiate(ctx, grad, grad_state, _):
-    *inputs, log_decay, saved, final = ctx.saved_tensors
-    dq, dk, dv, d_log_decay, d_state = _backward(*inputs, log_decay, saved, final, grad, grad_state, ctx.chunk_size)
-    return dq, dk, dv, None if log_decay is None else d_log_decay, d_state, None
+    for_decay = ctx.needs_input_grad[3]
+    dq, dk, dv, d_log_decay, d_state = _backward(*ctx.saved_tensors, grad, grad_state, ctx.chunk_size, for_decay)
+    return dq, dk, dv, d_log_decay if for_decay else None, d_state, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

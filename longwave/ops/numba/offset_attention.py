@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from longwave.ops._distances import Given, Reads, attend
-from longwave.ops.numba._adapter import exp, kernel, prange
+from longwave.ops.numba._adapter import exp, kernel, operator, prange
 from longwave.ops.numba._chunkwise import Scratch, Span, spans
 from longwave.ops.numba._distances import mix, score
 
@@ -37,7 +36,7 @@ def offset_attention_numba(
     return _forward(q, k, v, past, positions, reads.window)
 
 
-@custom_op("longwave::offset_attention_numba", mutates_args=())
+@operator("offset_attention_numba")
 def _forward(q: Tensor, k: Tensor, v: Tensor, past: Tensor, positions: Tensor, window: int) -> Tensor:
     work = _Work(q, k, v, past, positions, window)
     out = torch.empty_like(work.q)
@@ -48,7 +47,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, past: Tensor, positions: Tensor, w
     return out
 
 
-@custom_op("longwave::offset_attention_numba_backward", mutates_args=())
+@operator("offset_attention_numba_backward")
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, past: Tensor, positions: Tensor, grad: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -30,20 +30,20 @@ class Toy(TokenMixer):
             return run_by_document(self, x, state, starts, return_state)
         state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
         rows = []
-        for row in x.unbind(dim=1):
+        for row in x.to(_wide(x.dtype)).unbind(dim=1):
             y, state = self.advance(row, state)
             rows.append(y)
-        return self.proj(torch.stack(rows, dim=1)), state if return_state else None
+        return self.proj(torch.stack(rows, dim=1).to(x.dtype)), state if return_state else None
 
     def step(self, x, state):
         return step_by_forward(self, x, state)
 
     def zeros(self, *shape, device=None, dtype=None):
         weight = self.proj.weight
-        return torch.zeros(*shape, device=device or weight.device, dtype=dtype or weight.dtype)
+        return torch.zeros(*shape, device=device or weight.device, dtype=_wide(dtype or weight.dtype))
 
     def state_bytes(self, num_tokens, dtype=torch.float32):
-        return self.hidden_size * dtype.itemsize + 8
+        return self.hidden_size * _wide(dtype).itemsize + 8
 
     def flops(self, num_tokens):
         return 2 * num_tokens * self.hidden_size**2
@@ -78,7 +78,7 @@ class RawMean(CumulativeMean):
         self.norm = nn.LayerNorm(hidden_size)
 
     def advance(self, x, state):
-        return super().advance(self.norm(x), state)
+        return super().advance(self.norm(x.to(self.norm.weight.dtype)).to(x.dtype), state)
 
 
 class SummaryState(NamedTuple):
@@ -116,7 +116,7 @@ class Summaries(Toy):
         return y, SummaryState(torch.where(is_memory, total, total + x), summaries, tokens + 1)
 
     def state_bytes(self, num_tokens, dtype=torch.float32):
-        return (1 + self.rows.count) * self.hidden_size * dtype.itemsize + 8
+        return (1 + self.rows.count) * self.hidden_size * _wide(dtype).itemsize + 8
 
 
 class LevelState(NamedTuple):
@@ -154,7 +154,7 @@ class BinaryCounter(Toy):
         return (sums / sizes[:, None]).sum(dim=1), LevelState(sums, tokens + 1)
 
     def state_bytes(self, num_tokens, dtype=torch.float32):
-        return max(1, num_tokens.bit_length()) * self.hidden_size * dtype.itemsize + 8
+        return max(1, num_tokens.bit_length()) * self.hidden_size * _wide(dtype).itemsize + 8
 
 
 class RowsState(NamedTuple):
@@ -183,7 +183,7 @@ class WholeHistory(Toy):
         return (rows / (1 + age[..., None])).sum(dim=1), RowsState(rows, tokens + 1)
 
     def state_bytes(self, num_tokens, dtype=torch.float32):
-        return _capacity(num_tokens) * self.hidden_size * dtype.itemsize + 8
+        return _capacity(num_tokens) * self.hidden_size * _wide(dtype).itemsize + 8
 
 
 @dataclass(frozen=True)
@@ -217,3 +217,7 @@ class WeightedMean(CumulativeMean):
 
 def _capacity(num_tokens: int) -> int:
     return max(4, 1 << max(num_tokens - 1, 0).bit_length())
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

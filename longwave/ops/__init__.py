@@ -1,6 +1,12 @@
 """Numerical functions on tensors; each has a naive twin that is its only authority."""
 
-from longwave.ops._dispatch import BackendUnavailable, available_backends, describe_backends, use_backend
+from longwave.ops._dispatch import (
+    BackendUnavailable,
+    available_backends,
+    describe_backends,
+    preferred_backend,
+    use_backend,
+)
 from longwave.ops.block_means import BlockSums, block_means
 from longwave.ops.causal_convolution import causal_convolution
 from longwave.ops.documents import Ring, document_positions, empty_ring
@@ -42,6 +48,7 @@ __all__ = [
     "linear_attention",
     "offset_attention",
     "offset_attention_step",
+    "preferred_backend",
     "pyramid_field",
     "running_mean",
     "use_backend",

@@ -109,6 +109,11 @@ def use_backend(backend: str, *, any_rows: bool = False) -> Iterator[None]:
         _preferred, _any_rows = before
 
 
+def preferred_backend() -> str:
+    """What ``"auto"`` means now: the backend of the enclosing :func:`use_backend`, or ``"auto"`` itself."""
+    return _preferred
+
+
 def _load_fast_forms() -> Iterator[tuple[tuple[str, str], FastForm]]:
     for backend, device in FAST_BACKENDS.items():
         folder = find_spec(f"longwave.ops.{backend}")

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import torch
 
-from longwave.verification import state, stream
+from longwave.verification import precision, state, stream
 from longwave.verification.measure import Worst
 from longwave.verification.subjects import LONGEST, MixerSubject, Subject
 
@@ -47,6 +47,7 @@ PROPERTIES = (
     Property("P5", "bounded state", state.bounded_state, 1.0, whole_models=False, in_training=False),
     Property("P7", "batch independence", stream.batch_independence, 0.0),
     Property("P8", "gradients", state.gradients, RELATIVE, whole_models=False),
+    Property("P9", "precision", precision.precision, 8.0, whole_models=False, in_training=False),
     Property("P12", "state round trip", state.round_trip, RELATIVE, whole_models=False, in_training=False),
 )
 

@@ -39,10 +39,13 @@ def relative(new: Tensor, old: Tensor) -> float:
 
 def relative_state(new: Tensor, old: Tensor) -> float:
     """:func:`relative`, for tensors whose capacity may differ: what one lacks is zero in the other."""
-    if new.dim() != old.dim():
-        return math.inf
-    sizes = [max(pair) for pair in zip(new.shape, old.shape, strict=True)]
-    return relative(_padded(new, sizes), _padded(old, sizes))
+    return math.inf if new.dim() != old.dim() else relative(*same_size(new, old))
+
+
+def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both padded with zeros to the larger of their sizes along each axis."""
+    sizes = [max(pair) for pair in zip(a.shape, b.shape, strict=True)]
+    return _padded(a, sizes), _padded(b, sizes)
 
 
 def _padded(tensor: Tensor, sizes: list[int]) -> Tensor:

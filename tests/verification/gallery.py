@@ -129,6 +129,34 @@ class HalfGradient(CumulativeMean):
         return super().forward(half, state, starts=starts, return_state=return_state)
 
 
+class BitsForNumbers(CumulativeMean):
+    """P9: takes the bits of a bfloat16 for a number, as a kernel does that does not know the type."""
+
+    def forward(self, x, state=None, *, starts=None, return_state=False):
+        if x.dtype != torch.bfloat16:
+            return super().forward(x, state, starts=starts, return_state=return_state)
+        misread = 1e-4 * x.view(torch.int16).to(x.dtype)
+        return super().forward(x + misread, state, starts=starts, return_state=return_state)
+
+
+class NarrowTotal(CumulativeMean):
+    """P9: adds up in bfloat16 between pieces, with bfloat16 weights."""
+
+    def forward(self, x, state=None, *, starts=None, return_state=False):
+        y, final = super().forward(x, state, starts=starts, return_state=return_state)
+        return y, final and SumState(final.total.to(x.dtype), final.tokens)
+
+
+class InsideAutocast(CumulativeMean):
+    """P9: lets autocast multiply a large sum that is then subtracted again."""
+
+    def forward(self, x, state=None, *, starts=None, return_state=False):
+        y, final = super().forward(x, state, starts=starts, return_state=return_state)
+        large = x + 30.0
+        identity = torch.eye(x.shape[-1], dtype=x.dtype)
+        return y + large @ identity - large, final
+
+
 class WritesIntoItsState(CumulativeMean):
     """P12: forward changes the state that it was given."""
 
@@ -152,5 +180,8 @@ BROKEN = {
     UndeclaredGrowth: "P5",
     BatchMean: "P7",
     HalfGradient: "P8",
+    BitsForNumbers: "P9",
+    NarrowTotal: "P9",
+    InsideAutocast: "P9",
     WritesIntoItsState: "P12",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -61,22 +62,79 @@ def test_many_python_threads_compute_the_same():
                 torch.testing.assert_close(found, right)
 
 
-def test_without_a_folder_for_compiled_code_a_kernel_still_runs(monkeypatch):
-    compiler = numba.njit
+class TestCache:
+    """Compiled code that cannot be kept, or read as it was kept, is compiled again."""
 
-    def without_cache(*functions, **options):
-        if options.get("cache"):
+    @pytest.fixture(autouse=True)
+    def _folder(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def doubled(self):
+        """A kernel of a new process, as it were, called once: its hits in the cache."""
+        double, x, out = kernel(_double), torch.randn(5), torch.empty(5)
+        double(x, out)
+        torch.testing.assert_close(out, 2 * x)
+        return sum(double._parallel.stats.cache_hits.values())
+
+    def test_is_used(self):
+        assert (self.doubled(), self.doubled()) == (0, 1)
+
+    @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: b"",
+            lambda content: content[:-1],
+            lambda content: content[: len(content) // 2],
+            lambda content: content[:40],
+            lambda content: b"\0" * len(content),
+            lambda content: content + b"more",
+            lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
+            lambda content: content[:60] + bytes([content[60] ^ 128]) + content[61:],
+            lambda content: b"nonsense" * 50,
+        ],
+        ids=[
+            "empty",
+            "one byte short",
+            "half",
+            "40 bytes",
+            "zeros",
+            "longer",
+            "a late bit",
+            "an early bit",
+            "nonsense",
+        ],
+    )
+    def test_a_damaged_file_counts_as_missing_and_is_written_anew(self, tmp_path, suffix, damage):
+        self.doubled()
+        (path,) = tmp_path.rglob(f"*{suffix}")
+        path.write_bytes(damage(path.read_bytes()))
+        assert (self.doubled(), self.doubled()) == (0, 1)
+
+    def test_a_missing_file_is_written_anew(self, tmp_path):
+        self.doubled()
+        (path,) = tmp_path.rglob("*.nbc")
+        path.unlink()
+        assert (self.doubled(), self.doubled()) == (0, 1)
+
+    def test_a_full_disk_keeps_nothing(self, monkeypatch):
+        def full(*arguments):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "_open_for_write", full)
+        assert (self.doubled(), self.doubled()) == (0, 0)
+
+    def test_without_a_folder_nothing_is_kept(self, monkeypatch):
+        def nowhere(self, function):
             raise RuntimeError("cannot cache function: no locator available")
-        return compiler(*functions, **options)
 
-    def double(x, out):
-        for i in prange(x.shape[0]):
-            out[i] = 2 * x[i]
+        monkeypatch.setattr(numba.core.caching.FunctionCache, "__init__", nowhere)
+        assert (self.doubled(), self.doubled()) == (0, 0)
 
-    monkeypatch.setattr(numba, "njit", without_cache)
-    x, out = torch.randn(5), torch.empty(5)
-    kernel(double)(x, out)
-    torch.testing.assert_close(out, 2 * x)
+
+def _double(x, out):
+    for i in prange(x.shape[0]):
+        out[i] = 2 * x[i]
 
 
 def test_exp_keeps_seven_digits_in_float32():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -35,6 +36,13 @@ def relative(new: Tensor, old: Tensor) -> float:
     if not old.numel():
         return moved(new, old)
     return moved(new, old) / max(float(old.detach().abs().max()), 1e-30)
+
+
+def relative_gradients(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Iterator[float]:
+    """:func:`relative` of each gradient; one that should vanish counts as a ten-thousandth of the largest."""
+    sizes = [float(slope.detach().abs().max()) if slope.numel() else 0.0 for slope in expected]
+    for new, old, size in zip(found, expected, sizes, strict=True):
+        yield moved(new, old) / max(size, 1e-4 * max(sizes), 1e-30)
 
 
 def relative_state(new: Tensor, old: Tensor) -> float:

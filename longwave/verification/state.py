@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longwave.mixers.base import fork, load, nbytes, put, save, select, to_device
 from longwave.ops import use_backend
-from longwave.verification.measure import Worst, moved, relative
+from longwave.verification.measure import Worst, moved, relative, relative_gradients
 from longwave.verification.subjects import MixerSubject
 
 BUDGET_SECONDS = 2.0
@@ -78,9 +78,8 @@ def gradients(subject: MixerSubject, longest: int) -> Worst:
     analytic = slopes()
     with use_backend("naive"):
         authority = slopes()
-    scale = max(float(g.abs().max()) for g in authority if g.numel())
-    for name, mine, naive in zip(names, analytic, authority, strict=True):
-        worst.see(moved(mine, naive) / scale, f"gradient of {name} against the naive twin")
+    for name, error in zip(names, relative_gradients(analytic, authority), strict=True):
+        worst.see(error, f"gradient of {name} against the naive twin")
     for name, leaf, slope in zip(names, inputs, analytic, strict=True):
         if leaf.numel():
             worst.see(_finite_difference_error(objective, leaf, slope) / 1e4, f"gradient of {name} by differences")

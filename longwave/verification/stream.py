@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from longwave.verification.measure import Worst, moved, relative, relative_state
+from longwave.verification.measure import Worst, moved, relative, relative_gradients, relative_state
 from longwave.verification.subjects import Subject
 
 JACOBIAN_LENGTH = 65
@@ -71,10 +71,9 @@ def split_law(subject: Subject, longest: int) -> Worst:
     expected = _gradients(subject.run(x)[0], inputs)
     for cuts in (_partitions(subject, length)[0], list(range(1, length))):
         found = _gradients(_run_pieces(subject, x, cuts)[0], inputs)
-        scale = max(float(g.abs().max()) for g in expected)
-        for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+        for index, error in enumerate(relative_gradients(found, expected)):
             what = "the input" if index == 0 else f"parameter {index}"
-            worst.see(moved(a, b) / scale, f"gradient of {what}, N={length} in {len(cuts) + 1} pieces")
+            worst.see(error, f"gradient of {what}, N={length} in {len(cuts) + 1} pieces")
     return worst
 
 

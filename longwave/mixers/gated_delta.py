@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
+from longwave.mixers.base import Declaration, TokenMixer, observe
 from longwave.modules import ConvolvedHeads, GatedOutput, HeadDecay, Linear, MemoryState, head_width
 from longwave.ops import gated_delta_rule
 
@@ -96,9 +96,6 @@ class GatedDelta(TokenMixer):
         )
         y = self.output(observe("gated_delta.heads", out), x)
         return y, MemoryState(memory, ring.rows, ring.tokens) if return_state else None
-
-    def step(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        return step_by_forward(self, x, state)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> MemoryState:
         return self.heads.init_state(batch_size, device=device, dtype=dtype)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
+from longwave.mixers.base import Declaration, TokenMixer, observe
 from longwave.modules import (
     ConvolvedHeads,
     GatedOutput,
@@ -145,9 +145,6 @@ class GatedLinear(TokenMixer):
         )
         y = self.output(observe("gated_linear.heads", out[:, :, 0]), x)
         return y, MemoryState(memory[:, 0], ring.rows, ring.tokens) if return_state else None
-
-    def step(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        return step_by_forward(self, x, state)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> MemoryState:
         return self.heads.init_state(batch_size, device=device, dtype=dtype)

@@ -112,7 +112,6 @@ class Softmax(TokenMixer):
             final = self._written(state, k, v, positions) if return_state else None
         return self._output(out, x), final if return_state else None
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: SoftmaxState) -> tuple[Tensor, SoftmaxState]:
         q, k, v = self._project(x[:, None], state.tokens[:, None])
         rows, tokens = state
@@ -134,8 +133,6 @@ class Softmax(TokenMixer):
         return self._output(out, x[:, None])[:, 0], SoftmaxState(rows, tokens + 1)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> SoftmaxState:
-        weight = self.k_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
         pair = (2, self.num_kv_heads)
         shape = (self.window, *pair) if self.window is not None else (*pair, buffer_size(max_tokens or 0))
         rows = torch.zeros(batch_size, *shape, self.head_dim, device=device, dtype=dtype)

@@ -73,15 +73,12 @@ class ConvolvedHeads(nn.Module):
         heads = [rearrange(part, "b n (h c) -> b n h c", h=self.num_heads) for part in rows.split(self.sizes, dim=-1)]
         return heads, ring
 
-    def init_state(
-        self, batch_size: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> MemoryState:
+    def init_state(self, batch_size: int, *, device: torch.device | None, dtype: torch.dtype) -> MemoryState:
         """The state that has seen nothing, float32 or wider."""
-        weight = self.q_proj.weight
-        dtype, device = torch.promote_types(dtype or weight.dtype, torch.float32), device or weight.device
+        wide = torch.promote_types(dtype, torch.float32)
         return MemoryState(
-            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=dtype),
-            torch.zeros(batch_size, *self._ring_shape(), device=device, dtype=dtype),
+            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=wide),
+            torch.zeros(batch_size, *self._ring_shape(), device=device, dtype=wide),
             torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
@@ -119,8 +116,9 @@ class HeadDecay(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the decay, and the step, `[B, N, H]` each, float32 or wider."""
         logits = self.step_proj(x)
-        step = F.softplus(logits.to(torch.promote_types(logits.dtype, torch.float32)) + self.step_bias)
-        return -self.log_rate.exp() * step, step
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        step = F.softplus(logits.to(wide) + self.step_bias)
+        return -self.log_rate.to(wide).exp() * step, step
 
 
 class GatedOutput(nn.Module):

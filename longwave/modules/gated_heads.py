@@ -69,7 +69,9 @@ class ConvolvedHeads(nn.Module):
         else:
             tokens = None if state is None else state.tokens
             positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
-            ring = Ring(rows.new_zeros(x.shape[0], 0, 0), positions[:, -1] + 1)
+            wide = torch.promote_types(rows.dtype, torch.float32)
+            nothing = rows.new_zeros(x.shape[0], 0, 0, dtype=wide) if past is None else past.rows
+            ring = Ring(nothing, positions[:, -1] + 1)
         heads = [rearrange(part, "b n (h c) -> b n h c", h=self.num_heads) for part in rows.split(self.sizes, dim=-1)]
         return heads, ring
 

@@ -2,7 +2,10 @@
 
 Rotary positions, grouped key/value heads, an optional window, PyTorch's fused attention underneath. Packed
 documents are attended one by one, which costs the sum of n² instead of N² and needs no mask.
-Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped queries https://arxiv.org/abs/2305.13245.
+Vaswani et al. 2017, https://arxiv.org/abs/1706.03762 (there ``rotary_base=None``, positions are added to the
+embedding); rotary positions https://arxiv.org/abs/2104.09864 (there neighbouring channels are a pair, here m and
+m + d/2: the rows of two projections in another order); grouped queries https://arxiv.org/abs/2305.13245. The gate is
+that of DWARF's baseline.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ class ConvolvedHeads(nn.Module):
 class HeadDecay(nn.Module):
     """exp(-A step) with step = softplus(x W + b), one of each for each head, A > 0 learned.
 
-    Dao and Gu 2024, https://arxiv.org/abs/2405.21060. A begins uniform in [1, 16], the step between 0.001 and 0.1.
+    Dao and Gu 2024, https://arxiv.org/abs/2405.21060, whose draws are kept: A begins uniform in [1, 16], the step
+    log-uniform between 0.001 and 0.1.
     """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:

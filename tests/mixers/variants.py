@@ -12,9 +12,13 @@ from tests.verification.test_certificate import VARIANTS as CERTIFIED
 
 #: Peers: the published forms that one set of arguments each makes.
 PEERS = [
-    ("gated_linear", {"decay": "head", "expand_v": 2.0}),
-    ("gated_linear", {"decay": "fixed", "conv_size": 0, "expand_k": 1.0, "expand_v": 2.0, "rotary_base": 10000.0}),
-    ("gated_delta", {"decay": False, "expand_k": 1.0, "expand_v": 1.0}),
+    ("gated_linear", {"decay": "head", "expand_v": 2.0, "chunk_size": 8}),
+    (
+        "gated_linear",
+        {"decay": "fixed", "conv_size": 0, "expand_k": 1.0, "expand_v": 2.0, "rotary_base": 10000.0, "chunk_size": 8},
+    ),
+    ("gated_delta", {"decay": False, "expand_k": 1.0, "expand_v": 1.0, "chunk_size": 8}),
+    ("gated_delta", {"negative_eigenvalues": True, "chunk_size": 8}),
     ("softmax", {"gate_bias": 2.0, "num_kv_heads": 1}),
 ]
 FIELDS = [

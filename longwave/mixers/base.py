@@ -98,16 +98,11 @@ class TokenMixer(nn.Module, ABC):
 
     @abstractmethod
     def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_tokens: int | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, batch_size: int, *, max_tokens: int | None = None, device: Any = None, dtype: Any = None
     ) -> State:
         """The state that has seen nothing. ``max_tokens`` lets a growing state allocate once.
 
-        A subclass is always given a device and a dtype: those of the parameters unless the caller names others.
+        ``device`` and ``dtype`` are by default those of the parameters; a subclass is always given both.
         """
 
     @abstractmethod
@@ -293,12 +288,7 @@ def _placed(init_state: Callable) -> Callable:
 
     @wraps(init_state)
     def place(
-        self: TokenMixer,
-        batch_size: int,
-        *,
-        max_tokens: int | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self: TokenMixer, batch_size: int, *, max_tokens: int | None = None, device: Any = None, dtype: Any = None
     ) -> State:
         parameter = next(self.parameters(), torch.empty(0))
         if device is None:

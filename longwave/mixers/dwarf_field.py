@@ -147,8 +147,8 @@ class DwarfField(TokenMixer):
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> DwarfFieldState:
         shape = (1, self.num_heads, self.head_dim)
-        rings = [torch.zeros(batch_size, size, *shape, device=device, dtype=dtype) for size in self._sizes()]
-        return DwarfFieldState(*rings, torch.zeros(batch_size, dtype=torch.int64, device=device))
+        sources, fields = (torch.zeros(batch_size, size, *shape, device=device, dtype=dtype) for size in self._sizes())
+        return DwarfFieldState(sources, fields, torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
         return sum(self._sizes()) * self.hidden_size * dtype.itemsize + 8

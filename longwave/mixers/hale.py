@@ -286,10 +286,10 @@ class Hale(TokenMixer):
         pair = torch.stack([local_k, local_v], dim=1).to(ring.dtype)
         ring = ring.index_put((batch, tokens % self.window), pair)
         with torch.autocast(x.device.type, enabled=False):  # which would round sums and normalisers
-            wide = [part.to(memory.dtype) for part in (q, k, v)]
-            local = self._attend_ring(wide[0], ring, tokens).to(q.dtype)
-            glob, memory, blocks = self._attend_streams(*wide, memory, blocks, tokens)
-        y = self._combine(x[:, None], local[:, None], glob[:, None].to(v.dtype))
+            given, (q, k, v) = v.dtype, (part.to(memory.dtype) for part in (q, k, v))
+            local = self._attend_ring(q, ring, tokens)
+            glob, memory, blocks = self._attend_streams(q, k, v, memory, blocks, tokens)
+        y = self._combine(x[:, None], *(part[:, None].to(given) for part in (local, glob)))
         return y[:, 0], HaleState(memory, blocks, ring, tokens + 1)
 
     def _attend_streams(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from longwave.mixers import Declaration, MemoryRows, TokenMixer
-from longwave.mixers.base import run_by_document, step_by_forward
+from longwave.mixers.base import run_by_document
+from longwave.modules import LayerNorm
 
 
 class Toy(TokenMixer):
@@ -35,13 +36,6 @@ class Toy(TokenMixer):
             rows.append(y)
         return self.proj(torch.stack(rows, dim=1).to(x.dtype)), state if return_state else None
 
-    def step(self, x, state):
-        return step_by_forward(self, x, state)
-
-    def zeros(self, *shape, device=None, dtype=None):
-        weight = self.proj.weight
-        return torch.zeros(*shape, device=device or weight.device, dtype=_wide(dtype or weight.dtype))
-
     def state_bytes(self, num_tokens, dtype=torch.float32):
         return self.hidden_size * _wide(dtype).itemsize + 8
 
@@ -60,7 +54,7 @@ class CumulativeMean(Toy):
     """Mean of the document so far."""
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None):
-        total = self.zeros(batch_size, self.hidden_size, device=device, dtype=dtype)
+        total = torch.zeros(batch_size, self.hidden_size, device=device, dtype=_wide(dtype))
         return SumState(total, torch.zeros(batch_size, dtype=torch.int64, device=total.device))
 
     def advance(self, x, state):
@@ -75,10 +69,10 @@ class RawMean(CumulativeMean):
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__(hidden_size, num_heads)
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm = LayerNorm(hidden_size)
 
-    def advance(self, x, state):
-        return super().advance(self.norm(x.to(self.norm.weight.dtype)).to(x.dtype), state)
+    def forward(self, x, state=None, *, starts=None, return_state=False):
+        return super().forward(self.norm(x), state, starts=starts, return_state=return_state)
 
 
 class SummaryState(NamedTuple):
@@ -101,8 +95,8 @@ class Summaries(Toy):
         return Declaration(growth="constant", memory_rows=self.rows, edges=edges)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None):
-        total = self.zeros(batch_size, self.hidden_size, device=device, dtype=dtype)
-        summaries = self.zeros(batch_size, self.rows.count, self.hidden_size, device=device, dtype=dtype)
+        total = torch.zeros(batch_size, self.hidden_size, device=device, dtype=_wide(dtype))
+        summaries = torch.zeros(batch_size, self.rows.count, self.hidden_size, device=device, dtype=_wide(dtype))
         return SummaryState(total, summaries, torch.zeros(batch_size, dtype=torch.int64, device=total.device))
 
     def advance(self, x, state):
@@ -134,7 +128,7 @@ class BinaryCounter(Toy):
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None):
         levels = max(1, (max_tokens or 0).bit_length())
-        sums = self.zeros(batch_size, levels, self.hidden_size, device=device, dtype=dtype)
+        sums = torch.zeros(batch_size, levels, self.hidden_size, device=device, dtype=_wide(dtype))
         return LevelState(sums, torch.zeros(batch_size, dtype=torch.int64, device=sums.device))
 
     def advance(self, x, state):
@@ -171,7 +165,7 @@ class WholeHistory(Toy):
         return Declaration(growth="linear", cost="quadratic", edges=(4, 16))
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None):
-        rows = self.zeros(batch_size, _capacity(max_tokens or 0), self.hidden_size, device=device, dtype=dtype)
+        rows = torch.zeros(batch_size, _capacity(max_tokens or 0), self.hidden_size, device=device, dtype=_wide(dtype))
         return RowsState(rows, torch.zeros(batch_size, dtype=torch.int64, device=rows.device))
 
     def advance(self, x, state):

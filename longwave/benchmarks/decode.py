@@ -66,14 +66,14 @@ class Decoder:
 
 
 class _Stream:
-    """Calls of ``step``, each after the last."""
+    """Steps, each after the last."""
 
     def __init__(self, contestant: Contestant, x: Tensor, state: State) -> None:
         self.contestant, self.x, self.state = contestant, x, state
 
     def __call__(self) -> Any:
         with self.contestant.settings.precision():
-            y, self.state = self.contestant.mixer.step(self.x, self.state)
+            y, self.state = self.contestant.mixer(self.x, self.state)
         return y
 
 

@@ -100,7 +100,7 @@ class HALEAttention(nn.Module):
             ValueError: ``x_new`` has another shape.
         """
         _require_one_token(x_new, cache, self.mixer.hidden_size)
-        y, cache.state = self.mixer.step(x_new[:, 0], cache.state)
+        y, cache.state = self.mixer(x_new[:, 0], cache.state)
         return y[:, None]
 
 
@@ -217,9 +217,10 @@ class CausalHaarContext(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """sum_l softmax(logits)_l LA(q, P_l mean_l(k), R_l mean_l(v)); `[B, H, N, d]` throughout."""
         pair = torch.stack([rearrange(x, "b h n d -> b n h d") for x in (k, v)], dim=2)
-        keys, values = self.levels.streams(block_means(pair, self.num_levels))
+        levels = self.levels()
+        keys, values = levels.streams(block_means(pair, self.num_levels))
         outputs = _attend_streams(q, keys, values, self.chunk_size, self.eps)
-        return rearrange(self.levels(outputs), "b n h d -> b h n d")
+        return rearrange(levels.mixed(outputs), "b n h d -> b h n d")
 
 
 class AdaptiveReasoningGate(BranchGate):

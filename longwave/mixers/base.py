@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,12 +64,23 @@ class Declaration:
 class TokenMixer(nn.Module, ABC):
     """A causal function on a stream of rows, with a state. Subclasses are final.
 
+    A call has one door, ``forward``, so that hooks on ``forward`` or on the call see all that a mixer does: a piece,
+    ``mixer(x [B, N, D])``, and a step, ``mixer(x [B, D], state)``. The base class sees to it, whatever ``forward``,
+    ``step`` and ``init_state`` a subclass writes: it refuses other shapes, switches gradients off for a step, and
+    says on which device and in which dtype a state is made.
+
     A constructor takes ``hidden_size`` and ``num_heads``, then keyword arguments with defaults; it may also
     name ``layer_index`` and ``num_layers``, which the model then fills in.
     """
 
     #: True: the mixer is given the raw residual stream and normalises it itself.
     owns_norm: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, wrapped in (("forward", _one_door), ("step", torch.no_grad()), ("init_state", _placed)):
+            if name in vars(cls):
+                setattr(cls, name, wrapped(vars(cls)[name]))
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -86,14 +98,12 @@ class TokenMixer(nn.Module, ABC):
 
     @abstractmethod
     def init_state(
-        self,
-        batch_size: int,
-        *,
-        max_tokens: int | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        self, batch_size: int, *, max_tokens: int | None = None, device: Any = None, dtype: Any = None
     ) -> State:
-        """The state that has seen nothing. ``max_tokens`` lets a growing state allocate once."""
+        """The state that has seen nothing. ``max_tokens`` lets a growing state allocate once.
+
+        ``device`` and ``dtype`` are by default those of the parameters; a subclass is always given both.
+        """
 
     @abstractmethod
     def forward(
@@ -108,11 +118,21 @@ class TokenMixer(nn.Module, ABC):
 
         ``starts`` `[B, N]` bool marks the first row of each document; without a state, row 0 is a start
         whatever it says. The second value is ``None`` unless ``return_state``.
+
+        Called with one row ``x`` `[B, D]` and a state, it is :meth:`step`; a subclass need not see to that.
+
+        Raises:
+            ValueError: ``x``, ``starts`` or ``state`` has another shape.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token, ``x`` `[B, D]`, without gradient; may write into ``state`` (``fork`` keeps the old one)."""
+        """One token, ``x`` `[B, D]`, without gradient; may write into ``state`` (``fork`` keeps the old one).
+
+        For subclasses to write, if they have a faster form than a piece of one row; call ``mixer(x, state)``.
+        """
+        y, state = type(self).forward(self, x[:, None], state, return_state=True)
+        return y[:, 0], state
 
     @abstractmethod
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
@@ -197,26 +217,20 @@ def load(path: str | Path, state_type: type[State], *, configuration: Mapping) -
 def run_by_document(
     mixer: TokenMixer, x: Tensor, state: State | None, starts: Tensor, return_state: bool
 ) -> tuple[Tensor, State | None]:
-    """``mixer.forward`` with ``starts``, each document by itself: for mixers without a faster form."""
+    """A mixer's ``forward`` with ``starts``, each document by itself: for mixers without a faster form."""
     outputs, finals = [], []
     for row in range(x.shape[0]):
         borders = starts[row].nonzero().flatten().tolist()
         current = None if state is None or starts[row, 0] else select(state, [row])
         pieces = []
         for begin, end in pairwise(sorted({0, *borders, x.shape[1]})):
-            y, final = mixer(x[row : row + 1, begin:end], current, return_state=return_state)
+            # Of the class: this is a part of one call, which hooks on the instance have seen.
+            y, final = type(mixer).forward(mixer, x[row : row + 1, begin:end], current, return_state=return_state)
             pieces.append(y)
             current = None
         outputs.append(torch.cat(pieces, dim=1))
         finals.append(final)
     return torch.cat(outputs), concatenate(finals) if return_state else None
-
-
-@torch.no_grad()
-def step_by_forward(mixer: TokenMixer, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """``mixer.step`` as a piece of one token: for mixers without a faster form."""
-    y, state = mixer(x[:, None], state, return_state=True)
-    return y[:, 0], state
 
 
 def buffer_size(num_tokens: int) -> int:
@@ -244,6 +258,59 @@ def collecting() -> Iterator[dict[str, list[Tensor]]]:
         yield _collected
     finally:
         _collected = before
+
+
+def _one_door(forward: Callable) -> Callable:
+    """A subclass's ``forward`` behind the checks, and its ``step`` behind ``forward``."""
+
+    @wraps(forward)
+    def enter(
+        self: TokenMixer,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        starts: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, State | None]:
+        _check(self, x, state, starts)
+        if x.dim() == 2:
+            return self.step(x, state)
+        return forward(self, x, state, starts=starts, return_state=return_state)
+
+    return enter
+
+
+def _placed(init_state: Callable) -> Callable:
+    """A subclass's ``init_state`` with device and dtype filled in.
+
+    Offloaded parameters are on ``meta``, where a state would hold no numbers: PyTorch's default device then.
+    """
+
+    @wraps(init_state)
+    def place(
+        self: TokenMixer, batch_size: int, *, max_tokens: int | None = None, device: Any = None, dtype: Any = None
+    ) -> State:
+        parameter = next(self.parameters(), torch.empty(0))
+        if device is None:
+            device = torch.get_default_device() if parameter.is_meta else parameter.device
+        return init_state(self, batch_size, max_tokens=max_tokens, device=device, dtype=dtype or parameter.dtype)
+
+    return place
+
+
+def _check(mixer: TokenMixer, x: Tensor, state: State | None, starts: Tensor | None) -> None:
+    name, width = type(mixer).__name__, mixer.hidden_size
+    if x.dim() not in (2, 3) or x.shape[-1] != width or not x.numel():
+        raise ValueError(
+            f"{name}: x must be [B, N, {width}] or, for a step, [B, {width}], with B and N at least 1; "
+            f"got {tuple(x.shape)}"
+        )
+    if x.dim() == 2 and (state is None or starts is not None):
+        raise ValueError(f"{name}: a step, x of shape [B, {width}], needs a state and takes no starts")
+    if starts is not None and (starts.shape != x.shape[:2] or starts.dtype != torch.bool):
+        raise ValueError(f"{name}: starts must be bool {list(x.shape[:2])}, got {starts.dtype} {list(starts.shape)}")
+    if state is not None and len(state.tokens) != len(x):
+        raise ValueError(f"{name}: the state is of {len(state.tokens)} sequences, x of {len(x)}")
 
 
 def _row_index(rows: Tensor | Sequence[int], state: State) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
+from longwave.mixers.base import Declaration, TokenMixer, observe
 from longwave.modules import Linear
 from longwave.ops import running_mean
 
@@ -53,13 +53,9 @@ class CumulativeMean(TokenMixer):
         gate = observe("cumulative_mean.gate", self.gate_proj(x).sigmoid())
         return gate * self.o_proj(found[0]), CumulativeMeanState(*found[1]) if return_state else None
 
-    def step(self, x: Tensor, state: CumulativeMeanState) -> tuple[Tensor, CumulativeMeanState]:
-        return step_by_forward(self, x, state)
-
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> CumulativeMeanState:
-        weight = self.o_proj.weight
-        dtype, device = torch.promote_types(dtype or weight.dtype, torch.float32), device or weight.device
-        total = torch.zeros(batch_size, self.hidden_size, device=device, dtype=dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros(batch_size, self.hidden_size, device=device, dtype=wide)
         return CumulativeMeanState(total, torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from longwave.mixers.base import Declaration, TokenMixer, observe, run_by_document
 from longwave.modules import FieldMemory, Injection, Linear, LocalWindow, ScaleGains, WaveField, lattice, tap_bias
+from longwave.modules.norms import LayerNorm
 from longwave.ops import (
     D4,
     FieldState,
@@ -174,7 +175,7 @@ class Dwarf(TokenMixer):
         self.score_bias = _parameter(taps, num_heads) if chosen["score_bias"] != "none" else None
         self.scale_embed = _parameter(taps, width) if chosen["scale_embed"] else None
         self.if_gain = _parameter(num_heads) if chosen["if_gain"] else None
-        self.norm = nn.LayerNorm(hidden_size) if kv_inject else None
+        self.norm = LayerNorm(hidden_size) if kv_inject else None
         self.injection = Injection(hidden_size) if kv_inject else None
         self.local = LocalWindow(hidden_size, local_window) if local_window is not None else None
         self.field = WaveField(num_heads, width, field) if field is not None else None
@@ -213,7 +214,9 @@ class Dwarf(TokenMixer):
     ) -> tuple[Tensor, DwarfState | None]:
         if starts is not None and (self.field is not None or self.phantom == "original"):
             return run_by_document(self, x, state, starts, return_state)
-        past = self._past(x, state, return_state)
+        past: Any = state
+        if state is None and return_state:
+            past = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         positions = document_positions(*x.shape[:2], tokens=past and past.tokens, starts=starts, device=x.device)
         x, heads, total = self._project(x, past, starts)
 
@@ -226,14 +229,13 @@ class Dwarf(TokenMixer):
         local = past and past.local
         if self.local is not None:
             near, local_ring = attend(local, offsets=self.local.distances)
-            out, local = self.local.mixed(near, out, x), local_ring and local_ring.rows
+            out, local = self.local(near, out, x), local_ring and local_ring.rows
         out, field = self._with_field(out, heads, past, return_state)
         final = None
         if return_state:
             final = DwarfState(ring.rows, local, total, field.rows, field.memory, ring.tokens)
         return self._output(out, x), final
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: DwarfState) -> tuple[Tensor, DwarfState]:
         x, heads, total = self._project(x[:, None], state, None)
         q, k, v = (part[:, 0] for part in heads)
@@ -242,14 +244,12 @@ class Dwarf(TokenMixer):
         if self.local is not None:
             ring = Ring(state.local, state.tokens)
             local, _ = offset_attention_step(q, k, v, ring, offsets=self.local.distances)
-            out = self.local.mixed(local[:, None], out, x)
+            out = self.local(local[:, None], out, x)
         out, field = self._with_field(out, heads, state, True)
         final = DwarfState(state.rows, state.local, total, field.rows, field.memory, state.tokens + 1)
         return self._output(out, x)[:, 0], final
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> DwarfState:
-        weight = self.o_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
         far, near = ((size, 2, self.num_heads, self.head_dim) for size in self._ring_sizes())
         shapes = ((far, dtype), (near, dtype), ((self._total_size(),), wide))
@@ -277,10 +277,6 @@ class Dwarf(TokenMixer):
         row += 6 * D * D if self.injection is not None else 0
         row += 4 * len(self.local.distances) * D + 2 * D if self.local is not None else 0
         return num_tokens * row + (0 if self.field is None else self.field.flops(num_tokens))
-
-    def _past(self, x: Tensor, state: DwarfState | None, return_state: bool) -> Any:
-        """The state, or nothing if nobody needs one."""
-        return self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if return_state and state is None else state
 
     def _ring_sizes(self) -> tuple[int, int]:
         return max(self.distances) + 1, 0 if self.local is None else len(self.local.distances) + 1
@@ -322,15 +318,16 @@ class Dwarf(TokenMixer):
         return _log_bias(self.distances, self.num_heads, 0.2 if self.bias_start == "alibi_log02" else 0.0)
 
     def _reads(self, q: Tensor, positions: Tensor) -> dict[str, Any]:
-        """Arguments of the op for queries `[B, N, H, d]` at ``positions`` `[B, N]`."""
-        offsets = self.distances
+        """Arguments of the op for queries `[B, N, H, d]` at ``positions`` `[B, N]`, float32 or wider."""
+        offsets, q = self.distances, q.to(torch.promote_types(q.dtype, torch.float32))
         weights: Any = None
         bias: Any = None
         sink: Any = None
         if self.score_bias is not None:
-            bias = self.score_bias.T[None, :, None]
+            bias = self.score_bias.T[None, :, None].to(q.dtype)
         if self.scale_embed is not None:
-            dynamic = torch.einsum("bnhd,td->bhnt", q, self.scale_embed.to(q.dtype)) * self.head_dim**-0.5
+            with torch.autocast(q.device.type, enabled=False):
+                dynamic = torch.einsum("bnhd,td->bhnt", q, self.scale_embed.to(q.dtype)) * self.head_dim**-0.5
             bias = dynamic if bias is None else bias + dynamic
         if self.gains is not None:
             gains = observe("dwarf.gains", self.gains(q))
@@ -338,9 +335,9 @@ class Dwarf(TokenMixer):
         elif self.kind != "softmax":
             weights = q.new_ones(1, 1, 1, len(offsets))
         if self.phantom == "original":
-            sink = self._phantoms(weights, positions)
+            sink = self._phantoms(weights, q, positions)
         if self.bypass is not None:
-            own = F.softplus(self.bypass)[None, :, None, None]
+            own = F.softplus(self.bypass.to(q.dtype))[None, :, None, None]
             if self.kind == "dot":
                 weights = weights + F.pad(own, (0, len(offsets) - 1))  # distance 0 comes first
             else:
@@ -349,22 +346,23 @@ class Dwarf(TokenMixer):
                 bias = None if bias is None else F.pad(bias, (0, 1))
         return {"offsets": offsets, "kind": self.kind, "weights": weights, "bias": bias, "sink": sink}
 
-    def _phantoms(self, weights: Any, positions: Tensor) -> Tensor:
+    def _phantoms(self, weights: Any, q: Tensor, positions: Tensor) -> Tensor:
         """What keys before the beginning, all zero, add to the sums, as a sink `[B, H, N]`.
 
         In ``elu`` only those count that lie less far back than the piece is long.
         """
         distances, places = torch.tensor(self.distances, device=positions.device), positions[:, None, :, None]
-        absent, bias = places < distances, self.o_proj.weight.new_zeros(1, 1, 1, len(distances))
+        absent, bias = places < distances, q.new_zeros(1, 1, 1, len(distances))
         if self.score_bias is not None:
-            bias = self.score_bias.T[None, :, None]
+            bias = self.score_bias.T[None, :, None].to(q.dtype)
         if self.kind == "softmax":
             return torch.where(absent, bias, torch.finfo(bias.dtype).min / 2).logsumexp(dim=-1)
         absent = absent & (distances <= places[:, :, -1:])
         return torch.where(absent, weights.abs() * elu_plus_one(bias), 0.0).sum(dim=-1)
 
     def _output(self, out: Tensor, x: Tensor) -> Tensor:
-        out = observe("dwarf.heads", out if self.if_gain is None else out * self.if_gain[:, None]).flatten(2)
+        out = out if self.if_gain is None else out * self.if_gain[:, None].to(out.dtype)
+        out = observe("dwarf.heads", out).flatten(2)
         return self.o_proj(out if self.gate_proj is None else out * self.gate_proj(x).sigmoid())
 
     def _lay_out(self, offsets: Sequence[int] | Lattice) -> None:

@@ -123,13 +123,12 @@ class DwarfField(TokenMixer):
         fields = state.fields
         if self.skip is not None:
             past = Ring(state.fields, state.tokens)
-            offsets, weights = (0, *self.skip_offsets), self._skips()
+            offsets, weights = (0, *self.skip_offsets), self._skips(q)
             field, (fields, _) = offset_attention(
                 None, None, field, offsets=offsets, weights=weights, initial_state=past, **shared
             )
         return self._output(x, q, field), DwarfFieldState(ring.rows, fields, ring.tokens) if return_state else None
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: DwarfFieldState) -> tuple[Tensor, DwarfFieldState]:
         q, source = self._project(x[:, None])
         ring = Ring(state.sources, state.tokens)
@@ -140,18 +139,16 @@ class DwarfField(TokenMixer):
             ring = Ring(state.fields, state.tokens)
             offsets = (0, *self.skip_offsets)
             field, _ = offset_attention_step(
-                None, None, field, ring, offsets=offsets, kind="field", weights=self._skips()
+                None, None, field, ring, offsets=offsets, kind="field", weights=self._skips(q)
             )
         return self._output(x[:, None], q, field[:, None])[:, 0], DwarfFieldState(
             after.rows, state.fields, after.tokens
         )
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> DwarfFieldState:
-        weight = self.o_proj.weight
         shape = (1, self.num_heads, self.head_dim)
-        like = torch.empty(0, device=device or weight.device, dtype=dtype or weight.dtype)
-        sources, fields = (like.new_zeros(batch_size, size, *shape) for size in self._sizes())
-        return DwarfFieldState(sources, fields, torch.zeros(batch_size, dtype=torch.int64, device=like.device))
+        sources, fields = (torch.zeros(batch_size, size, *shape, device=device, dtype=dtype) for size in self._sizes())
+        return DwarfFieldState(sources, fields, torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
         return sum(self._sizes()) * self.hidden_size * dtype.itemsize + 8
@@ -169,16 +166,19 @@ class DwarfField(TokenMixer):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and u, `[B, N, H, d]` each."""
         q, k, v = rearrange(self.qkv_proj(x), "b n (s h d) -> s b n h d", s=3, h=self.num_heads)
-        return q, torch.linalg.vector_norm(k, dim=-1, keepdim=True) * v
+        wide = torch.promote_types(v.dtype, torch.float32)
+        return q, (torch.linalg.vector_norm(k.to(wide), dim=-1, keepdim=True) * v.to(wide)).to(v.dtype)
 
     def _filter(self, q: Tensor) -> Tensor:
         """Coefficient of each distance, `[B, H, N, T]`: over the taps that share it, sum of gain times coefficient."""
         gains = observe("dwarf_field.gains", self.gains(q))
         return self.lattice.weights(gains, merged=True)
 
-    def _skips(self) -> Tensor:
+    def _skips(self, like: Tensor) -> Tensor:
+        """Weights of the row itself and of the skips, float32 or wider."""
         assert self.skip is not None
-        weights = torch.cat([self.skip.new_ones(1), self.skip.sigmoid()])
+        shares = self.skip.to(torch.promote_types(like.dtype, torch.float32)).sigmoid()
+        weights = torch.cat([shares.new_ones(1), shares])
         return weights[None, None, None]
 
     def _output(self, x: Tensor, q: Tensor, field: Tensor) -> Tensor:

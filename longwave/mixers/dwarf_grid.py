@@ -41,7 +41,6 @@ from longwave.mixers.base import (
     buffer_size,
     observe,
     run_by_document,
-    step_by_forward,
 )
 from longwave.modules import HeadCoupling, Linear
 from longwave.ops import Ring, document_positions, empty_ring
@@ -95,9 +94,19 @@ class WaveKernel(nn.Module):
         if self.disp is not None:
             nn.init.ones_(self.disp)
 
-    def forward(self, dtype: torch.dtype) -> Tensor:
-        """kappa, `[H, T]`."""
-        kernel = _normalised(self._wave(dtype))
+    def forward(self, dtype: torch.dtype, stride: int | None = None) -> Any:
+        """kappa, `[H, T]`; with a stride, pole and read `[2, H]` of A for :func:`longwave.ops.grid_field.damped_wave`.
+
+        A row of the recurrence is ``stride`` cells.
+        """
+        damp, freq, phase = (rate.to(dtype) for rate in (self.damp, self.freq.abs(), self.phase))
+        damping = F.softplus(damp) + self.floor
+        cells = torch.arange(self.size, device=phase.device, dtype=dtype)
+        wave = torch.exp(-damping[:, None] * cells) * torch.cos(freq[:, None] * cells + phase[:, None])
+        if stride is not None:
+            norm = wave.abs().sum(dim=1).clamp(min=EPS)
+            return stride * torch.stack([damping, freq]), torch.stack([phase.cos(), phase.sin()]) / norm
+        kernel = _normalised(wave)
         if self.disp is None:
             return kernel
         frequencies = torch.arange(self.size + 1, device=kernel.device, dtype=dtype) / self.size
@@ -105,20 +114,6 @@ class WaveKernel(nn.Module):
         spectrum = torch.fft.rfft(kernel, 2 * self.size) * torch.polar(torch.ones_like(angles), angles)
         dispersed = torch.fft.irfft(spectrum, 2 * self.size)[:, : self.size]
         return torch.where(self.disp.abs().amax() > EPS, dispersed, kernel) if self.skip_still else dispersed
-
-    def recurrence(self, stride: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Pole and read `[2, H]` of :func:`longwave.ops.grid_field.damped_wave`, a row being ``stride`` cells."""
-        damping, freq, phase = self._rates(dtype)
-        norm = self._wave(dtype).abs().sum(dim=1).clamp(min=EPS)
-        return stride * torch.stack([damping, freq]), torch.stack([phase.cos(), phase.sin()]) / norm
-
-    def _wave(self, dtype: torch.dtype) -> Tensor:
-        damping, freq, phase = (rate[:, None] for rate in self._rates(dtype))
-        cells = torch.arange(self.size, device=damping.device, dtype=dtype)
-        return torch.exp(-damping * cells) * torch.cos(freq * cells + phase)
-
-    def _rates(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        return F.softplus(self.damp.to(dtype)) + self.floor, self.freq.abs().to(dtype), self.phase.to(dtype)
 
 
 class BandKernel(nn.Module):
@@ -150,9 +145,10 @@ class BandKernel(nn.Module):
         with torch.autocast(self.band_gain.device.type, enabled=False):
             return _normalised(self.band_gain.to(dtype) @ _normalised(self._wavelets(dtype)))
 
+    @property
     def cells(self) -> list[int]:
         """Cells where kappa of D is not 0 by construction, ascending: {tau 2^s}."""
-        levels = self.band_gain.shape[1]
+        levels = self.size.bit_length() - 1
         return sorted({tap << level for level in range(levels) for tap in range(4) if tap << level < self.size})
 
     def _wavelets(self, dtype: torch.dtype) -> Tensor:
@@ -230,7 +226,7 @@ class DwarfGrid(TokenMixer):
         self.steepness = nn.Parameter(torch.empty(num_heads)) if condition == "D" else None
         self.offsets, self.support = None, -(-field_size // stride)
         if condition == "D":
-            cells = self.kernel.cells()
+            cells = self.kernel.cells
             self.offsets = [tuple((t + late) // stride for t in cells if (t + late) % stride == 0) for late in (0, 1)]
             self.support = max(max(offsets, default=0) for offsets in self.offsets) + 1
         self.reset_parameters()
@@ -269,7 +265,7 @@ class DwarfGrid(TokenMixer):
         u, tokens = self._deposits(x), None if state is None else state.tokens
         positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
         if self.condition == "A":
-            wave, past = self.kernel.recurrence(self.stride, u.dtype), None if state is None else state.field
+            wave, past = self.kernel(u.dtype, self.stride), None if state is None else state.field
             found: Any = damped_wave(u, *wave, initial_state=past, starts=starts, return_state=True)
             return self._read(x, found[0]), DwarfGridState(found[1], positions[:, -1] + 1) if return_state else None
         ring = None if state is None else Ring(*state)
@@ -281,23 +277,23 @@ class DwarfGrid(TokenMixer):
         ring = ring or empty_ring(x.shape[0], self.support, u.shape[2:], u)
         return y, DwarfGridState(*ring.extended(u[:, -self.support :].to(ring.rows.dtype), positions))
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: DwarfGridState) -> tuple[Tensor, DwarfGridState]:
         if self.grid == "original" or self.condition == "A":
-            return step_by_forward(self, x, state)
+            return super().step(x, state)
         u, (ring, tokens) = self._deposits(x), state
         batch, slots = torch.arange(x.shape[0], device=x.device)[:, None], tokens[:, None]
         ring[batch, slots % self.support] = u[:, None].to(ring.dtype)
         sums = []
         for taps, offsets in self._filters(u.dtype):
             ages = torch.tensor(range(self.support) if offsets is None else offsets, dtype=torch.int64, device=x.device)
-            sums.append(torch.einsum("hr,brhd->bhd", taps, ring[batch, (slots - ages) % self.support].to(u.dtype)))
+            deposits = ring[batch, (slots - ages) % self.support].to(u.dtype)
+            with torch.autocast(x.device.type, enabled=False):
+                sums.append(torch.einsum("hr,brhd->bhd", taps, deposits))
         return self._read(x, self._steepened(sums, tokens)), DwarfGridState(ring, tokens + 1)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> DwarfGridState:
-        weight = self.qkv_proj.weight
-        device, dtype = device or weight.device, torch.promote_types(dtype or weight.dtype, torch.float32)
-        field = torch.zeros(batch_size, *self._field_shape(max_tokens or 0), device=device, dtype=dtype)
+        wide, shape = torch.promote_types(dtype, torch.float32), self._field_shape(max_tokens or 0)
+        field = torch.zeros(batch_size, *shape, device=device, dtype=wide)
         return DwarfGridState(field, torch.zeros(batch_size, dtype=torch.int64, device=device))
 
     def state_bytes(self, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:

@@ -7,8 +7,13 @@ The bracket is what the memory gets wrong about k_t: with beta_t = 1 it holds ex
 where linear attention would hold a sum. a_t = exp(-A step_t) forgets, one number for each head. Queries and keys
 have unit length, so that nothing grows; they and the values pass a short causal convolution and SiLU.
 
-Yang et al. 2024, https://arxiv.org/abs/2412.06464, sizes included. Without a decay (``decay=False``) it is the rule of
-DeltaNet, https://arxiv.org/abs/2406.06484, which has no output gate and values as wide as its keys.
+Yang et al. 2024, https://arxiv.org/abs/2412.06464, sizes included; there A begins uniform in [0, 16], here in [1, 16].
+Without a decay (``decay=False``) it is the rule of DeltaNet, https://arxiv.org/abs/2406.06484, which has no output gate
+and keys and values as wide as the stream (``expand_k=1, expand_v=1``).
+
+A key of unit length is an eigenvector of the step, its eigenvalue a_t (1 - beta_t). beta = sigmoid(x W_b) keeps it
+positive; with ``negative_eigenvalues`` beta = 2 sigmoid(x W_b), and a memory can also turn over, hence count modulo 2
+(Grazzi et al. 2024, https://arxiv.org/abs/2411.12537).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
+from longwave.mixers.base import Declaration, TokenMixer, observe
 from longwave.modules import ConvolvedHeads, GatedOutput, HeadDecay, Linear, MemoryState, head_width
 from longwave.ops import gated_delta_rule
 
@@ -34,6 +39,7 @@ class GatedDelta(TokenMixer):
         decay: whether the memory forgets.
         expand_k: key channels of all heads over D.
         expand_v: value channels of all heads over D.
+        negative_eigenvalues: beta from 0 to 2 instead of 0 to 1.
         conv_size: rows that the convolution reads, the present one included, at least 2.
         chunk_size: rows of a chunk of the chunkwise form; never changes a result.
 
@@ -49,6 +55,7 @@ class GatedDelta(TokenMixer):
         decay: bool = True,
         expand_k: float = 0.75,
         expand_v: float = 1.5,
+        negative_eigenvalues: bool = False,
         conv_size: int = 4,
         chunk_size: int = 64,
     ) -> None:
@@ -60,6 +67,7 @@ class GatedDelta(TokenMixer):
         self.key_dim = head_width("gated_delta: expand_k", expand_k, hidden_size, num_heads)
         self.value_dim = head_width("gated_delta: expand_v", expand_v, hidden_size, num_heads)
         self.conv_size, self.chunk_size = conv_size, chunk_size
+        self.largest_strength = 2.0 if negative_eigenvalues else 1.0
         self.heads = ConvolvedHeads(hidden_size, num_heads, self.key_dim, self.value_dim, conv_size)
         self.decay = HeadDecay(hidden_size, num_heads) if decay else None
         self.strength_proj = Linear(hidden_size, num_heads, bias=False)
@@ -83,7 +91,8 @@ class GatedDelta(TokenMixer):
     ) -> tuple[Tensor, MemoryState | None]:
         (q, k, v), ring = self.heads(x, state, starts=starts)  # [B, N, H, d] twice, [B, N, H, e]
         q, k = _unit(q), _unit(k)
-        strength = observe("gated_delta.strength", torch.sigmoid(self.strength_proj(x)))  # beta, [B, N, H]
+        strength = self.largest_strength * torch.sigmoid(self.strength_proj(x))  # beta, [B, N, H]
+        strength = observe("gated_delta.strength", strength)
         log_decay = None if self.decay is None else observe("gated_delta.log_decay", self.decay(x)[0])
         out: Any
         out, memory = gated_delta_rule(
@@ -96,9 +105,6 @@ class GatedDelta(TokenMixer):
         )
         y = self.output(observe("gated_delta.heads", out), x)
         return y, MemoryState(memory, ring.rows, ring.tokens) if return_state else None
-
-    def step(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        return step_by_forward(self, x, state)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> MemoryState:
         return self.heads.init_state(batch_size, device=device, dtype=dtype)

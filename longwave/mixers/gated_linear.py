@@ -5,15 +5,16 @@
 Three published mixers differ in the decay a_t, and come out of one set of arguments:
 
 * ``decay="channel"``, gated linear attention (GLA): a_t = sigmoid(x W_1 W_2 + b)^(1/16), one for each key
-  channel, W_1 W_2 of rank 16. Yang et al. 2023, https://arxiv.org/abs/2312.06635 (there without a convolution,
-  ``conv_size=0``, and with LayerNorm and a bias in the gate).
+  channel, W_1 W_2 of rank 16. Yang et al. 2023, https://arxiv.org/abs/2312.06635 (there without a convolution and
+  SiLU, ``conv_size=0``, and with LayerNorm and a bias in the gate).
 * ``decay="head"``, the state space dual (SSD, Mamba-2): a_t = exp(-A step_t), one for each head, and values are
   multiplied by the step. Dao and Gu 2024, https://arxiv.org/abs/2405.21060 (there queries and keys are shared by
-  all heads, values have twice the width, ``expand_v=2``, a multiple of them is added to the output, the gate acts
-  before the norm, which runs over all heads, and the convolution has a bias).
+  all heads, and queries are not divided by sqrt(d); values have twice the width, ``expand_v=2``, a multiple of them is
+  added to the output, the gate acts before the norm, which runs over all heads, and the convolution has a bias).
 * ``decay="fixed"``, retention (RetNet): a = 1 - 2^(-5-h) for head h, and rotary positions,
   ``rotary_base=10000``. Sun et al. 2023, https://arxiv.org/abs/2307.08621 (there ``conv_size=0, expand_k=1,
-  expand_v=2``).
+  expand_v=2``, and the norm of a head is GroupNorm, which subtracts the mean and has no gain; the scores' further
+  normalisation by rows, which that norm undoes, is left out here).
 
 Queries, keys and values pass a short causal convolution and SiLU unless ``conv_size=0``.
 """
@@ -26,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longwave.mixers.base import Declaration, TokenMixer, observe, step_by_forward
+from longwave.mixers.base import Declaration, TokenMixer, observe
 from longwave.modules import (
     ConvolvedHeads,
     GatedOutput,
@@ -145,9 +146,6 @@ class GatedLinear(TokenMixer):
         )
         y = self.output(observe("gated_linear.heads", out[:, :, 0]), x)
         return y, MemoryState(memory[:, 0], ring.rows, ring.tokens) if return_state else None
-
-    def step(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        return step_by_forward(self, x, state)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> MemoryState:
         return self.heads.init_state(batch_size, device=device, dtype=dtype)

@@ -52,6 +52,26 @@ class HaleState(NamedTuple):
         return Ring(self.local, self.tokens), DyadicState(self.memory, self.blocks, self.tokens)
 
 
+class Levels(NamedTuple):
+    """Key maps and value maps `[L, d, d]` of the levels, and their weights `[L]`; L may be 0."""
+
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+
+    def streams(self, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, N, L, H, d]` of the levels from the means `[B, N, L, 2, H, d]` of k and v."""
+        keys, values = (maps.to(means.dtype) for maps in self[:2])
+        return (
+            torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 0], keys),
+            torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 1], values),
+        )
+
+    def mixed(self, outputs: Tensor) -> Tensor:
+        """sum_l weights_l outputs_l: `[B, N, L, H, d] -> [B, N, H, d]`."""
+        return torch.einsum("bnlhd,l->bnhd", outputs, self.weights.to(outputs.dtype))
+
+
 class LevelMixture(nn.Module):
     """What turns block means into keys and values of the levels, and the levels' outputs into one.
 
@@ -74,19 +94,10 @@ class LevelMixture(nn.Module):
         nn.init.normal_(self.values, std=INITIALIZER_STD)
         nn.init.zeros_(self.logits)
 
-    def streams(self, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, N, L, H, d]` of the levels from the means `[B, N, L, 2, H, d]` of k and v."""
-        keys = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 0], self.keys)
-        values = torch.einsum("bnlhd,led->bnlhe", means[:, :, :, 1], self.values)
-        return keys, values
-
-    def weights(self) -> Tensor:
-        """softmax(logits), `[L]`."""
-        return observe("hale.level_weights", self.logits.softmax(dim=0))
-
-    def forward(self, outputs: Tensor) -> Tensor:
-        """sum_l softmax(logits)_l outputs_l: `[B, N, L, H, d] -> [B, N, H, d]`."""
-        return torch.einsum("bnlhd,l->bnhd", outputs, self.weights().to(outputs.dtype))
+    def forward(self) -> Levels:
+        """The maps, and softmax(logits) in float32 or wider."""
+        wide = torch.promote_types(self.logits.dtype, torch.float32)
+        return Levels(self.keys, self.values, observe("hale.level_weights", self.logits.to(wide).softmax(dim=0)))
 
 
 class BranchGate(nn.Module):
@@ -192,6 +203,7 @@ class Hale(TokenMixer):
         breaks = {}
         if self.cache == "published" and self.num_levels:
             breaks["P3"] = "the published cache decodes another function than training computes"
+            breaks["P9"] = "its weights have both signs: it divides by as little as 1e-6, beyond the range of float16"
         blocks = tuple(2**level for level in range(1, self.num_levels + 1))
         return Declaration(growth="constant", edges=(*blocks, self.window, self.chunk_size), breaks=breaks)
 
@@ -210,20 +222,17 @@ class Hale(TokenMixer):
         shared = {"starts": starts, "return_state": return_state}
         local: Any = offset_attention(q, local_k, local_v, window=self.window, initial_state=ring, **shared)
         glob: Any = dyadic_linear_attention(
-            *(q, k, v, *self._mixture(q)), eps=EPS, chunk_size=self.chunk_size, initial_state=past, **shared
+            *(q, k, v, *self._levels(q)), eps=EPS, chunk_size=self.chunk_size, initial_state=past, **shared
         )
         if not return_state:
             return self._combine(x, local, glob), None
         (local, ring), (glob, past) = local, glob
         return self._combine(x, local, glob), HaleState(past.memory, past.blocks, ring.rows, ring.tokens)
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:
         return self._advance(x, state)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> HaleState:
-        dtype = self.q_proj.weight.dtype if dtype is None else dtype
-        device = self.q_proj.weight.device if device is None else device
         wide = torch.promote_types(dtype, torch.float32)
         heads = (self.num_heads, self.head_dim)
         return HaleState(
@@ -257,20 +266,11 @@ class Hale(TokenMixer):
         parts = (self.q_proj(x), k, v, local_k, local_v)
         return [rearrange(part, "b n (h d) -> b n h d", h=self.num_heads) for part in parts]
 
-    def _mixture(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Key maps, value maps `[L, d, d]` and weights `[L]` of the levels."""
+    def _levels(self, like: Tensor) -> Levels:
         if self.levels is None:
             none = like.new_empty(0, self.head_dim, self.head_dim)
-            return none, none, like.new_empty(0)
-        return self.levels.keys, self.levels.values, self.levels.weights()
-
-    def _streams(self, k: Tensor, v: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all streams, `[B, N, M, H, d]`, the raw ones first."""
-        k, v = k[:, :, None], v[:, :, None]
-        if self.levels is None:
-            return k, v
-        keys, values = self.levels.streams(means)
-        return torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
+            return Levels(none, none, like.new_empty(0))
+        return self.levels()
 
     def _combine(self, x: Tensor, local: Tensor, glob: Tensor) -> Tensor:
         """Two branches `[B, N, H, d]` to the mixer's output."""
@@ -281,38 +281,40 @@ class Hale(TokenMixer):
 
     def _advance(self, x: Tensor, state: HaleState) -> tuple[Tensor, HaleState]:
         """The recurrence on one token, `x [B, D]`: the published cache differs in two marked places."""
-        published = self.cache == "published"
         q, k, v, local_k, local_v = (part[:, 0] for part in self._project(x[:, None]))  # [B, H, d] each
         memory, blocks, ring, tokens = state
         batch = torch.arange(x.shape[0], device=x.device)
         pair = torch.stack([local_k, local_v], dim=1).to(ring.dtype)
         ring = ring.index_put((batch, tokens % self.window), pair)
-        local = self._attend_ring(q, ring, tokens)
+        with torch.autocast(x.device.type, enabled=False):  # which would round sums and normalisers
+            given, (q, k, v) = v.dtype, (part.to(memory.dtype) for part in (q, k, v))
+            local = self._attend_ring(q, ring, tokens)
+            glob, memory, blocks = self._attend_streams(q, k, v, memory, blocks, tokens)
+        y = self._combine(x[:, None], *(part[:, None].to(given) for part in (local, glob)))
+        return y[:, 0], HaleState(memory, blocks, ring, tokens + 1)
 
-        sizes = 2 ** torch.arange(self.num_levels + 1, device=x.device)  # the raw stream's blocks have one row
+    def _attend_streams(
+        self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor, blocks: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The global branch of one row `[B, H, d]`, and its sums after it."""
+        published, levels = self.cache == "published", self._levels(q)
+        sizes = 2 ** torch.arange(self.num_levels + 1, device=q.device)  # the raw stream's blocks have one row
         phase = tokens[:, None] % sizes
         begins = (phase == 0)[:, 1:, None, None, None]
         blocks = torch.where(begins, 0.0, blocks) + torch.stack([k, v], dim=1)[:, None]
-        means = (blocks / (phase[:, 1:] + 1)[..., None, None, None]).to(x.dtype)
-        keys, values = self._streams(k[:, None], v[:, None], means[:, None])
-        features = elu_plus_one(keys[:, 0])
-        if published:  # no feature map on the levels
-            features = torch.cat([features[:, :1], keys[:, 0, 1:]], dim=1)
-        update = _outer(features.to(memory.dtype), values[:, 0].to(memory.dtype))
+        keys, values = levels.streams((blocks / (phase[:, 1:] + 1)[..., None, None, None])[:, None])
+        on_levels = keys[:, 0] if published else elu_plus_one(keys[:, 0])
+        features = torch.cat([elu_plus_one(k)[:, None], on_levels], dim=1)
+        update = _outer(features, torch.cat([v[:, None], values[:, 0]], dim=1))
         read = memory + update
         if published:  # the past keeps completed blocks only
             completed = (phase + 1 == sizes)[..., None, None, None]
             memory = memory + torch.where(completed, update, 0.0)
         else:
             memory = read
-        with torch.autocast(x.device.type, enabled=False):
-            out = torch.einsum("bhd,bmhde->bmhe", elu_plus_one(q).to(memory.dtype), read)
-        streams = (out[..., :-1] / out[..., -1:].clamp(min=EPS)).to(x.dtype)
-        glob = streams[:, :1]
-        if self.levels is not None:
-            glob = glob + self.levels(streams[:, None, 1:])
-        y = self._combine(x[:, None], local[:, None], glob)
-        return y[:, 0], HaleState(memory, blocks, ring, tokens + 1)
+        out = torch.einsum("bhd,bmhde->bmhe", elu_plus_one(q), read)
+        streams = out[..., :-1] / out[..., -1:].clamp(min=EPS)
+        return streams[:, 0] + levels.mixed(streams[:, None, 1:])[:, 0], memory, blocks
 
     def _attend_ring(self, q: Tensor, ring: Tensor, tokens: Tensor) -> Tensor:
         """Softmax attention of one query `[B, H, d]` over the ring's slots written so far."""

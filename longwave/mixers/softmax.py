@@ -2,7 +2,10 @@
 
 Rotary positions, grouped key/value heads, an optional window, PyTorch's fused attention underneath. Packed
 documents are attended one by one, which costs the sum of n² instead of N² and needs no mask.
-Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped queries https://arxiv.org/abs/2305.13245.
+Vaswani et al. 2017, https://arxiv.org/abs/1706.03762 (there ``rotary_base=None``, positions are added to the
+embedding); rotary positions https://arxiv.org/abs/2104.09864 (there neighbouring channels are a pair, here m and
+m + d/2: the rows of two projections in another order); grouped queries https://arxiv.org/abs/2305.13245. The gate is
+that of DWARF's baseline.
 """
 
 from __future__ import annotations
@@ -112,7 +115,6 @@ class Softmax(TokenMixer):
             final = self._written(state, k, v, positions) if return_state else None
         return self._output(out, x), final if return_state else None
 
-    @torch.no_grad()
     def step(self, x: Tensor, state: SoftmaxState) -> tuple[Tensor, SoftmaxState]:
         q, k, v = self._project(x[:, None], state.tokens[:, None])
         rows, tokens = state
@@ -134,8 +136,6 @@ class Softmax(TokenMixer):
         return self._output(out, x[:, None])[:, 0], SoftmaxState(rows, tokens + 1)
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None) -> SoftmaxState:
-        weight = self.k_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
         pair = (2, self.num_kv_heads)
         shape = (self.window, *pair) if self.window is not None else (*pair, buffer_size(max_tokens or 0))
         rows = torch.zeros(batch_size, *shape, self.head_dim, device=device, dtype=dtype)

@@ -52,13 +52,10 @@ class Block(GradientCheckpointingLayer):
         finals = []
         for mixer, mixer_norm, state in zip(self.mixers, self.mixer_norms, states, strict=True):
             inputs = x if self.post_norm else mixer_norm(x)
-            if x.shape[1] == 1 and state is not None and starts is None and not torch.is_grad_enabled():
-                y, final = mixer.step(inputs[:, 0], state)
-                y = y[:, None]
-            else:
-                y, final = mixer(inputs, state, starts=starts, return_state=return_state)
+            lone = x.shape[1] == 1 and state is not None and starts is None and not torch.is_grad_enabled()
+            y, final = mixer(inputs[:, 0] if lone else inputs, state, starts=starts, return_state=return_state)
             finals.append(final)
-            x = x + self.dropout(y)
+            x = x + self.dropout(y[:, None] if lone else y)
             if self.post_norm:
                 x = mixer_norm(x)
         if self.feed_forward is None:

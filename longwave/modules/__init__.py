@@ -7,7 +7,7 @@ from longwave.modules.injection import Injection
 from longwave.modules.lattice import ScaleGains, lattice, tap_bias
 from longwave.modules.linear import Linear
 from longwave.modules.local_window import LocalWindow
-from longwave.modules.norms import NORMS, norm
+from longwave.modules.norms import NORMS, LayerNorm, norm
 from longwave.modules.positions import apply_rotary, rotary_angles, sinusoidal
 from longwave.modules.wave_field import FieldMemory, WaveField
 
@@ -20,6 +20,7 @@ __all__ = [
     "HeadCoupling",
     "HeadDecay",
     "Injection",
+    "LayerNorm",
     "Linear",
     "LocalWindow",
     "MemoryState",

@@ -69,19 +69,18 @@ class ConvolvedHeads(nn.Module):
         else:
             tokens = None if state is None else state.tokens
             positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
-            ring = Ring(rows.new_zeros(x.shape[0], 0, 0), positions[:, -1] + 1)
+            wide = torch.promote_types(rows.dtype, torch.float32)
+            nothing = rows.new_zeros(x.shape[0], 0, 0, dtype=wide) if past is None else past.rows
+            ring = Ring(nothing, positions[:, -1] + 1)
         heads = [rearrange(part, "b n (h c) -> b n h c", h=self.num_heads) for part in rows.split(self.sizes, dim=-1)]
         return heads, ring
 
-    def init_state(
-        self, batch_size: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> MemoryState:
+    def init_state(self, batch_size: int, *, device: torch.device | None, dtype: torch.dtype) -> MemoryState:
         """The state that has seen nothing, float32 or wider."""
-        weight = self.q_proj.weight
-        dtype, device = torch.promote_types(dtype or weight.dtype, torch.float32), device or weight.device
+        wide = torch.promote_types(dtype, torch.float32)
         return MemoryState(
-            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=dtype),
-            torch.zeros(batch_size, *self._ring_shape(), device=device, dtype=dtype),
+            torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, device=device, dtype=wide),
+            torch.zeros(batch_size, *self._ring_shape(), device=device, dtype=wide),
             torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
@@ -98,7 +97,8 @@ class ConvolvedHeads(nn.Module):
 class HeadDecay(nn.Module):
     """exp(-A step) with step = softplus(x W + b), one of each for each head, A > 0 learned.
 
-    Dao and Gu 2024, https://arxiv.org/abs/2405.21060. A begins uniform in [1, 16], the step between 0.001 and 0.1.
+    Dao and Gu 2024, https://arxiv.org/abs/2405.21060, whose draws are kept: A begins uniform in [1, 16], the step
+    log-uniform between 0.001 and 0.1.
     """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
@@ -119,8 +119,9 @@ class HeadDecay(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the decay, and the step, `[B, N, H]` each, float32 or wider."""
         logits = self.step_proj(x)
-        step = F.softplus(logits.to(torch.promote_types(logits.dtype, torch.float32)) + self.step_bias)
-        return -self.log_rate.exp() * step, step
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        step = F.softplus(logits.to(wide) + self.step_bias)
+        return -self.log_rate.to(wide).exp() * step, step
 
 
 class GatedOutput(nn.Module):

@@ -28,10 +28,9 @@ class HeadCoupling(nn.Module):
         with torch.no_grad():
             self.weight.diagonal().add_(1.0)
 
-    def shares(self) -> Tensor:
-        """softmax(C) over each row, `[H, H]`."""
-        return self.weight.softmax(dim=-1)
-
     def forward(self, heads: Tensor) -> Tensor:
-        """`[..., H, d] -> [..., H, d]`, in the heads' dtype."""
-        return torch.einsum("hg,...gd->...hd", self.shares().to(heads.dtype), heads)
+        """`[..., H, d] -> [..., H, d]`, in the heads' dtype; computed in float32 or wider."""
+        wide = torch.promote_types(heads.dtype, torch.float32)
+        with torch.autocast(heads.device.type, enabled=False):
+            shares = self.weight.to(wide).softmax(dim=-1)
+            return torch.einsum("hg,...gd->...hd", shares, heads.to(wide)).to(heads.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from longwave.modules.linear import Linear
+from longwave.modules.norms import LayerNorm
 from longwave.ops import running_mean
 
 
@@ -15,7 +16,7 @@ class Injection(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm = LayerNorm(hidden_size)
         self.gate_proj = Linear(hidden_size, hidden_size)
         self.k_proj = Linear(hidden_size, hidden_size)
         self.v_proj = Linear(hidden_size, hidden_size)

@@ -31,7 +31,8 @@ class Lattice(NamedTuple):
         rows = [self.distinct.index(d) for d in self.distances] if merged else list(range(len(self.distances)))
         table = torch.zeros(gains.shape[3], max(rows) + 1, dtype=torch.float64)
         places, values = torch.tensor([self.scales, rows]), torch.tensor(self.coefficients, dtype=torch.float64)
-        return gains @ table.index_put(tuple(places), values, accumulate=True).to(gains)
+        with torch.autocast(gains.device.type, enabled=False):
+            return gains @ table.index_put(tuple(places), values, accumulate=True).to(gains)
 
 
 def lattice(n_scales: int, taps: Sequence[float] = D4) -> Lattice:
@@ -83,8 +84,10 @@ class ScaleGains(nn.Module):
             nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, q: Tensor) -> Tensor:
-        """`[B, H, N, J]` of queries `[B, N, H, d]`; `[1, H, 1, J]` if they do not choose."""
-        logits = self.prior.T[None, :, None]
+        """`[B, H, N, J]` of queries `[B, N, H, d]`, float32 or wider; `[1, H, 1, J]` if they do not choose."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        logits = self.prior.T[None, :, None].to(wide)
         if self.weight is not None:
-            logits = logits + torch.einsum("bnhd,jd->bhnj", q, self.weight.to(q.dtype))
+            with torch.autocast(q.device.type, enabled=False):
+                logits = logits + torch.einsum("bnhd,jd->bhnj", q.to(wide), self.weight.to(wide))
         return logits.softmax(dim=-1)

@@ -26,7 +26,7 @@ class LocalWindow(nn.Module):
         nn.init.normal_(self.gate_proj.weight, std=0.02)
         nn.init.zeros_(self.gate_proj.bias)
 
-    def mixed(self, local: Tensor, far: Tensor, x: Tensor) -> Tensor:
+    def forward(self, local: Tensor, far: Tensor, x: Tensor) -> Tensor:
         """`[B, N, H, d]` of the two and ``x`` `[B, N, D]`."""
         gate = self.gate_proj(x).sigmoid()[..., None]
         return gate * local + (1 - gate) * far

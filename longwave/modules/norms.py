@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
+
+class LayerNorm(nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm` in float32 or wider, its result in the input's dtype.
+
+    PyTorch's adds up the gradients of a bfloat16 gain and bias in bfloat16.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        wide = torch.promote_types(input.dtype, torch.float32)
+        parameters = (None if part is None else part.to(wide) for part in (self.weight, self.bias))
+        return F.layer_norm(input.to(wide), self.normalized_shape, *parameters, self.eps).to(input.dtype)
+
+
+NORMS = {"layer_norm": LayerNorm, "rms_norm": nn.RMSNorm}
 
 
 def norm(kind: str, hidden_size: int, eps: float) -> nn.Module:

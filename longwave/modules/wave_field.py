@@ -85,18 +85,19 @@ class WaveField(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, state: FieldState | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, FieldState | None]:
         """What the queries `[B, N, H, d]` read of the field, `[B, N, H, d]`; the state only on request."""
-        kind, scaled = self.memory.kind, q * self.head_dim**-0.5
+        kind, scaled, wide = self.memory.kind, q * self.head_dim**-0.5, torch.promote_types(q.dtype, torch.float32)
         options: dict[str, Any] = {"initial_state": state, "return_state": return_state}
         if kind == "delta":
-            beta = torch.sigmoid(self.decay_logit)
+            beta = torch.sigmoid(self.decay_logit.to(wide))
             found: Any = delta_field(scaled, k, v, beta, chunk_size=CHUNKS[kind], **options)
         elif kind == "fir":
-            found = fir_field(scaled, k, v, self.gains(q).transpose(1, 2), F.softplus(self.bypass), **options)
+            bypass = F.softplus(self.bypass.to(wide))
+            found = fir_field(scaled, k, v, self.gains(q).transpose(1, 2), bypass, **options)
         else:
             op = cascade_field if kind == "cascade" else pyramid_field
             found = op(scaled, k, v, self.gains(q).transpose(1, 2), chunk_size=CHUNKS[kind], **options)
         o, final = found if return_state else (found, None)
-        return F.softplus(self.gain).to(o.dtype)[:, None] * o, final
+        return F.softplus(self.gain.to(wide)).to(o.dtype)[:, None] * o, final
 
     def init_state(
         self, batch_size: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

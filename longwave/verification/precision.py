@@ -99,7 +99,7 @@ def _run_through(
         piece, after = mixer(x[:, FIRST : FIRST + LONG], state, return_state=True)
         current, rows = fork(type(after)(*(part.detach() for part in after))), []
         for row in x.detach()[:, FIRST + LONG :].unbind(dim=1):
-            step, current = mixer.step(row, current)
+            step, current = mixer(row, current)
             rows.append(step)
     targets = {"documents": documents, "the first piece": first, "a piece": piece} | _floats("state of a piece", after)
     inputs = {"x": x} | _floats("the state", state) | {n: p for n, p in mixer.named_parameters() if p.requires_grad}
@@ -150,7 +150,7 @@ def _adding_fields(mixer: TokenMixer, x: Tensor) -> Iterator[str]:
             continue
         other = old + 1
         new, new_other = (
-            getattr(mixer.step(x[:, FIRST], fork(state._replace(**{name: before})))[1], name) for before in (old, other)
+            getattr(mixer(x[:, FIRST], fork(state._replace(**{name: before})))[1], name) for before in (old, other)
         )
         (old, new), (other, new_other) = same_size(old, new), same_size(other, new_other)
         if not bool((((new == old) & (new_other == other)) | (new == new_other)).all()):

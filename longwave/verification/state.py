@@ -42,7 +42,7 @@ def bounded_state(subject: MixerSubject, longest: int) -> Worst:
         empty = nbytes(mixer.init_state(1, max_tokens=seen))
         worst.see(empty / declared, f"init_state(max_tokens={seen}): {empty} of {declared} bytes")
         with FlopCounterMode(display=False) as counter:
-            mixer.step(subject.sample(1, 1, seed=seen)[:, 0], fork(state))
+            mixer(subject.sample(1, 1, seed=seen)[:, 0], fork(state))
         counts[seen] = counter.get_total_flops()
     if subject.declaration.growth == "constant" and len(set(counts.values())) > 1:
         worst.see(float("inf"), f"operations of a step grow with the tokens seen: {counts}")
@@ -95,7 +95,7 @@ def round_trip(subject: MixerSubject, longest: int) -> Worst:
     expected, _ = subject.run(x, state)
 
     kept = fork(state)
-    mixer.step(x[:, 0], fork(state))
+    mixer(x[:, 0], fork(state))
     worst.see(moved(subject.run(x, state)[0], expected), "the original after its fork was stepped")
     order = [2, 0, 0]
     chosen, _ = subject.run(x[order], select(state, order))

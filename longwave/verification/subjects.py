@@ -88,7 +88,7 @@ class MixerSubject(Subject):
         return self.mixer(x, state, starts=starts, return_state=return_state)
 
     def step(self, x, state):
-        return self.mixer.step(x, state)
+        return self.mixer(x, state)
 
     def start(self, batch_size):
         return self.mixer.init_state(batch_size)

@@ -194,7 +194,7 @@ def local_mixture(golden: Golden) -> Answers:
          {"w": tensors["param.w_mix"][None], "b": tensors["param.b_mix"]})  # fmt: skip
     q, k, v, far = (rearrange(tensors[f"in.{name}"], "b h n d -> b n h d") for name in ("q", "k", "v", "gather"))
     local = offset_attention(q, k, v, offsets=window.distances)
-    mix = window.mixed(local, far, tensors["in.x"])
+    mix = window(local, far, tensors["in.x"])
     return {
         "out.local": rearrange(local, "b n h d -> b h n d"),
         "out.mix": rearrange(mix, "b n h d -> b h n d"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from longwave.mixers.base import (
     run_by_document,
     save,
     select,
-    step_by_forward,
     to_device,
 )
 from tests.toys import CumulativeMean, Mixture, WeightedMean
@@ -237,14 +237,118 @@ class TestRunByDocument:
         assert not touched[1].any()
 
 
-def test_step_by_forward_is_a_piece_of_one_row_without_gradient():
+def test_a_step_is_a_piece_of_one_row_without_gradient():
     mixer = CumulativeMean(4, 1)
     x, past = torch.randn(2, 4, requires_grad=True), mixer.init_state(2)
-    y, final = step_by_forward(mixer, x, past)
+    y, final = mixer(x, past)
     whole, expected = mixer(x[:, None], past, return_state=True)
     torch.testing.assert_close(y, whole[:, 0])
     assert_same(final, expected)
     assert not y.requires_grad
+
+
+class Doubled(CumulativeMean):
+    """A step of its own, which forgets to switch gradients off."""
+
+    def step(self, x, state):
+        return 2 * self.proj(x), state
+
+
+class TestTheDoor:
+    """One call for a piece and for a step, checked, whoever wrote the mixer."""
+
+    ALL = (*available(), "tests.toys:CumulativeMean", f"{__name__}:Doubled")
+
+    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize(
+        "shape", [(2, 0, 16), (0, 5, 16), (0, 16), (2, 5, 15), (2, 17), (16,), (2, 5, 1, 16), (), (2, 5, 0)], ids=str
+    )
+    def test_an_input_of_another_shape_is_refused_in_one_sentence(self, name, shape):
+        mixer = build(name, 16, 2)
+        legal = "[B, N, 16] or, for a step, [B, 16], with B and N at least 1"
+        sentence = f"{type(mixer).__name__}: x must be {legal}; got {shape}"
+        for state in (None, mixer.init_state(2)):
+            with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+                mixer(torch.zeros(shape), state)
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_one_row_or_one_sequence_is_enough(self, name):
+        mixer = build(name, 16, 2)
+        y, state = mixer(torch.randn(1, 1, 16), return_state=True)
+        assert y.shape == (1, 1, 16)
+        assert mixer(torch.randn(1, 16), state)[0].shape == (1, 16)
+
+    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize(
+        "starts",
+        [torch.zeros(2, 5), torch.zeros(2, 5).long(), torch.zeros(2, 4).bool(), torch.zeros(5).bool()],
+        ids=["float", "integer", "short", "flat"],
+    )
+    def test_other_starts_are_refused(self, name, starts):
+        mixer = build(name, 16, 2)
+        sentence = rf"starts must be bool \[2, 5\], got {starts.dtype} {re.escape(str(list(starts.shape)))}$"
+        with pytest.raises(ValueError, match=sentence):
+            mixer(torch.zeros(2, 5, 16), starts=starts)
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_a_step_needs_a_state_and_takes_no_starts(self, name):
+        mixer, x, sentence = build(name, 16, 2), torch.zeros(2, 16), r"a step, x of shape \[B, 16\], needs a state and"
+        with pytest.raises(ValueError, match=sentence):
+            mixer(x)
+        with pytest.raises(ValueError, match=sentence):
+            mixer(x, mixer.init_state(2), starts=torch.zeros(2).bool())
+
+    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("shape", [(2, 5, 16), (2, 16)], ids=str)
+    def test_a_state_of_other_sequences_is_refused(self, name, shape):
+        mixer = build(name, 16, 2)
+        with pytest.raises(ValueError, match=r"the state is of 1 sequences, x of 2$"):
+            mixer(torch.zeros(shape), mixer.init_state(1))
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_hooks_see_every_piece_and_every_step_once(self, name):
+        mixer, x, seen = build(name, 16, 2), torch.randn(2, 5, 16), []
+        mixer.register_forward_pre_hook(lambda mixer, given: seen.append(given[0].shape))
+        inner = mixer.forward
+        mixer.forward = lambda *given, **named: seen.append("forward") or inner(*given, **named)
+        starts = torch.tensor([[True, False, True, False, False], [False] * 5])
+        _, state = mixer(x, starts=starts, return_state=True)
+        mixer(x[:, 0], state)
+        assert seen == [x.shape, "forward", x[:, 0].shape, "forward"]
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_a_step_has_no_gradient(self, name):
+        mixer = build(name, 16, 2)
+        y, state = mixer(torch.randn(2, 16, requires_grad=True), mixer.init_state(2))
+        assert not any(tensor.requires_grad for tensor in (y, *state))
+
+    def test_a_step_of_ones_own_is_taken(self):
+        mixer, x = Doubled(16, 2), torch.randn(2, 16)
+        torch.testing.assert_close(mixer(x, mixer.init_state(2))[0], 2 * mixer.proj(x))
+
+    def test_the_signature_is_the_authors(self):
+        assert list(inspect.signature(CumulativeMean(4, 1).forward).parameters) == [
+            *("x", "state", "starts", "return_state")
+        ]
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_a_state_is_made_where_it_is_asked_for(self, name):
+        mixer = build(name, 16, 2).double()
+        widths = {tensor.dtype for tensor in mixer.init_state(2) if tensor.is_floating_point() and tensor.numel()}
+        assert widths == {torch.float64}
+        assert {tensor.device.type for tensor in mixer.init_state(2, device="meta")} == {"meta"}
+        assert {tensor.device.type for tensor in mixer.to("meta").init_state(2)} == {"cpu"}
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("name", ["cumulative_mean", ALL[-1]])
+    def test_it_compiles_whole(self, name):
+        torch.compiler.reset()
+        mixer = build(name, 16, 2).double().eval()
+        x, past = torch.randn(2, 7, 16, dtype=torch.float64), mixer.init_state(2, max_tokens=32)
+        compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+        y, state = mixer(x, past, return_state=True)
+        torch.testing.assert_close(compiled(x, past, return_state=True)[0], y)
+        torch.testing.assert_close(compiled(x[:, 0], fork(state))[0], mixer(x[:, 0], fork(state))[0])
 
 
 class TestObserve:

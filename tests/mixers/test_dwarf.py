@@ -98,7 +98,7 @@ def test_steps_equal_the_parallel_form_beyond_the_farthest_distance(name, argume
     whole, _ = mixer(x)
     _, state = mixer(x[:, :3076], return_state=True)
     for n in range(3076, 3110):
-        y, state = mixer.step(x[:, n], state)
+        y, state = mixer(x[:, n], state)
         assert (y - whole[:, n]).abs().max() < 1e-12
 
 

@@ -142,10 +142,10 @@ class TestTokenGrid:
     def test_compiles_whole(self, condition):
         mixer, x = make(condition), torch.randn(2, 40, 12, dtype=torch.float64)
         options = {"fullgraph": True, "backend": "aot_eager"}
-        forward, step = torch.compile(mixer, **options), torch.compile(mixer.step, **options)
-        y, state = forward(x, mixer.init_state(2), return_state=True)
+        compiled = torch.compile(mixer, **options)
+        y, state = compiled(x, mixer.init_state(2), return_state=True)
         torch.testing.assert_close(y, mixer(x)[0], rtol=0, atol=1e-12)
-        found, expected = step(x[:, 0], fork(state))[0], mixer.step(x[:, 0], fork(state))[0]
+        found, expected = compiled(x[:, 0], fork(state))[0], mixer(x[:, 0], fork(state))[0]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("condition", CONDITIONS)
@@ -204,7 +204,7 @@ class TestOriginalGrid:
         mixer = make("A", grid="original")
         x, state = torch.randn(1, 9, 12, dtype=torch.float64), mixer.init_state(1, max_tokens=40)
         for token in range(9):
-            y, state = mixer.step(x[:, token], state)
+            y, state = mixer(x[:, token], state)
             torch.testing.assert_close(y, mixer(x[:, : token + 1])[0][:, -1], rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize(("grid", "learns"), [("token", True), ("original", False)])

@@ -102,7 +102,7 @@ class UndeclaredGrowth(Toy):
     """P5: keeps every row and declares a constant state."""
 
     def init_state(self, batch_size, *, max_tokens=None, device=None, dtype=None):
-        rows = self.zeros(batch_size, 1, self.hidden_size, device=device, dtype=dtype)
+        rows = torch.zeros(batch_size, 1, self.hidden_size, device=device, dtype=dtype)
         return SumState(rows, torch.zeros(batch_size, dtype=torch.int64, device=rows.device))
 
     def advance(self, x, state):

@@ -75,7 +75,7 @@ def decoding() -> Finding:
                 _, state = mixer(x[:, :begin], return_state=True)
             rows = []
             for row in x[:, begin : begin + 40].unbind(dim=1):
-                y, state = mixer.step(row, state)
+                y, state = mixer(row, state)
                 rows.append(y)
             worst[name].see(relative(torch.stack(rows, dim=1), whole[:, begin : begin + 40]), f"{condition}, {begin}")
     return _below(1e-10, worst)

@@ -61,7 +61,7 @@ def gradient_balance() -> Finding:
             mixture.gate_proj.weight.zero_()
             mixture.gate_proj.bias.fill_(gate).logit_()
         branches = (local.requires_grad_(), gather.requires_grad_())
-        loss = (mixture.mixed(*branches, x[:, :, 0]) - target).square().sum()
+        loss = (mixture(*branches, x[:, :, 0]) - target).square().sum()
         norms = [gradient.norm(dim=-1) for gradient in torch.autograd.grad(loss, branches)]
         worst = max(worst, float((norms[0] / norms[1] * (1 - gate) / gate - 1).abs().mean()))
     return Finding(worst < 1e-3, {"relative error": worst})

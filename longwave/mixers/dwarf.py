@@ -44,6 +44,7 @@ from longwave.ops import (
     elu_plus_one,
     offset_attention,
     offset_attention_step,
+    without_autocast,
 )
 
 FAR = (96, 128, 192, 256, 384, 512, 768, 1024, 1536)
@@ -326,7 +327,7 @@ class Dwarf(TokenMixer):
         if self.score_bias is not None:
             bias = self.score_bias.T[None, :, None].to(q.dtype)
         if self.scale_embed is not None:
-            with torch.autocast(q.device.type, enabled=False):
+            with without_autocast(q.device.type):
                 dynamic = torch.einsum("bnhd,td->bhnt", q, self.scale_embed.to(q.dtype)) * self.head_dim**-0.5
             bias = dynamic if bias is None else bias + dynamic
         if self.gains is not None:

@@ -43,7 +43,7 @@ from longwave.mixers.base import (
     run_by_document,
 )
 from longwave.modules import HeadCoupling, Linear
-from longwave.ops import Ring, document_positions, empty_ring
+from longwave.ops import Ring, document_positions, empty_ring, without_autocast
 from longwave.ops.documents import expand_mask
 from longwave.ops.grid_field import FILTER_CHUNK, WAVE_CHUNK, causal_filter, damped_wave
 
@@ -142,7 +142,7 @@ class BandKernel(nn.Module):
 
     def forward(self, dtype: torch.dtype) -> Tensor:
         """kappa, `[H, T]`."""
-        with torch.autocast(self.band_gain.device.type, enabled=False):
+        with without_autocast(self.band_gain.device.type):
             return _normalised(self.band_gain.to(dtype) @ _normalised(self._wavelets(dtype)))
 
     @property
@@ -287,7 +287,7 @@ class DwarfGrid(TokenMixer):
         for taps, offsets in self._filters(u.dtype):
             ages = torch.tensor(range(self.support) if offsets is None else offsets, dtype=torch.int64, device=x.device)
             deposits = ring[batch, (slots - ages) % self.support].to(u.dtype)
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x.device.type):
                 sums.append(torch.einsum("hr,brhd->bhd", taps, deposits))
         return self._read(x, self._steepened(sums, tokens)), DwarfGridState(ring, tokens + 1)
 

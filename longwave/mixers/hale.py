@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from longwave.mixers.base import Declaration, TokenMixer, observe, run_by_document
 from longwave.modules import Linear
-from longwave.ops import DyadicState, Ring, dyadic_linear_attention, elu_plus_one, offset_attention
+from longwave.ops import DyadicState, Ring, dyadic_linear_attention, elu_plus_one, offset_attention, without_autocast
 
 INITIALIZER_STD = 0.02
 EPS = 1e-6
@@ -286,7 +286,7 @@ class Hale(TokenMixer):
         batch = torch.arange(x.shape[0], device=x.device)
         pair = torch.stack([local_k, local_v], dim=1).to(ring.dtype)
         ring = ring.index_put((batch, tokens % self.window), pair)
-        with torch.autocast(x.device.type, enabled=False):  # which would round sums and normalisers
+        with without_autocast(x.device.type):  # which would round sums and normalisers
             given, (q, k, v) = v.dtype, (part.to(memory.dtype) for part in (q, k, v))
             local = self._attend_ring(q, ring, tokens)
             glob, memory, blocks = self._attend_streams(q, k, v, memory, blocks, tokens)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from longwave.ops import without_autocast
+
 COUPLING_STD = 0.01
 
 
@@ -31,6 +33,6 @@ class HeadCoupling(nn.Module):
     def forward(self, heads: Tensor) -> Tensor:
         """`[..., H, d] -> [..., H, d]`, in the heads' dtype; computed in float32 or wider."""
         wide = torch.promote_types(heads.dtype, torch.float32)
-        with torch.autocast(heads.device.type, enabled=False):
+        with without_autocast(heads.device.type):
             shares = self.weight.to(wide).softmax(dim=-1)
             return torch.einsum("hg,...gd->...hd", shares, heads.to(wide)).to(heads.dtype)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from longwave.ops import D4
+from longwave.ops import D4, without_autocast
 
 
 class Lattice(NamedTuple):
@@ -31,7 +31,7 @@ class Lattice(NamedTuple):
         rows = [self.distinct.index(d) for d in self.distances] if merged else list(range(len(self.distances)))
         table = torch.zeros(gains.shape[3], max(rows) + 1, dtype=torch.float64)
         places, values = torch.tensor([self.scales, rows]), torch.tensor(self.coefficients, dtype=torch.float64)
-        with torch.autocast(gains.device.type, enabled=False):
+        with without_autocast(gains.device.type):
             return gains @ table.index_put(tuple(places), values, accumulate=True).to(gains)
 
 
@@ -88,6 +88,6 @@ class ScaleGains(nn.Module):
         wide = torch.promote_types(q.dtype, torch.float32)
         logits = self.prior.T[None, :, None].to(wide)
         if self.weight is not None:
-            with torch.autocast(q.device.type, enabled=False):
+            with without_autocast(q.device.type):
                 logits = logits + torch.einsum("bnhd,jd->bhnj", q.to(wide), self.weight.to(wide))
         return logits.softmax(dim=-1)

@@ -7,6 +7,7 @@ from longwave.ops._dispatch import (
     preferred_backend,
     use_backend,
 )
+from longwave.ops._precision import without_autocast
 from longwave.ops.block_means import BlockSums, block_means
 from longwave.ops.causal_convolution import causal_convolution
 from longwave.ops.documents import Ring, document_positions, empty_ring
@@ -52,4 +53,5 @@ __all__ = [
     "pyramid_field",
     "running_mean",
     "use_backend",
+    "without_autocast",
 ]

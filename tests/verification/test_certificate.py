@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from longwave.mixers import available
+from longwave.ops import use_backend
 from longwave.verification import Verdict, certify, mixer_subject
+from longwave.verification.precision import precision
 from tests.verification.gallery import BROKEN, Boastful, Honest
 
 VARIANTS = [
@@ -32,6 +34,13 @@ def failures(certificate):
 @pytest.mark.parametrize("name", available())
 def test_every_mixer_is_certified_as_it_comes(name):
     assert not failures(certify(mixer_subject(name)))
+
+
+@pytest.mark.parametrize("name", available())
+def test_the_naive_twins_are_as_precise(name):
+    with use_backend("naive"):
+        found = precision(mixer_subject(name), 257)
+    assert found.value <= 8, found
 
 
 @pytest.mark.parametrize(("name", "arguments"), VARIANTS, ids=str)

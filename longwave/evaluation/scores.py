@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,15 @@ def recorded_loss(values: Mapping[str, float]) -> float | None:
     if "bits_per_byte" in values:
         return values["bits_per_byte"]
     return 1 - values["accuracy"] if "accuracy" in values else None
+
+
+def finite(value: Any) -> Any:
+    """``value`` with ``None`` for every number within it that is not finite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ SETS = {  # --set of a run file, and what the sentence says
     "data.task={name: mqar, vocabulary: 2}": "data.task.vocabulary: input should be greater than or equal to 4",
     "data.task={name: mqar, vocabulary: 2000000}": "data.task.vocabulary: input should be less than or equal to",
     "data.task={name: mqar, power: 0}": "data.task.power: input should be greater than 0, got 0",
-    "data.task={name: mqar, power: .nan}": "data.task.power: input should be",
+    "data.task={name: mqar, power: .nan}": "data.task.power: expected a finite number, got nan",
     "data.task={name: mqar, stage_rows: -1}": "data.task.stage_rows: input should be greater than or equal to 0",
     "data.task={name: mqar, evaluation_rows: 0}": "data.task.evaluation_rows: input should be greater than or equal to",
     "tokenizer=bites": "unknown tokenizer 'bites'; legal: byte",
@@ -136,7 +136,7 @@ SETS = {  # --set of a run file, and what the sentence says
     "published=high": "published: input should be a valid dictionary",
     "tokens": "expected name=value",
     "=3": "expected name=value",
-    "training.tokens=[": "the value is not YAML",
+    "training.tokens=[": "not YAML: line 1, column 2",
     "tokenizer.kind=byte": "'tokenizer' is no section",
 }
 TASKS = {  # --set of a run file of a task, and what the sentence says

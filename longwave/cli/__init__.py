@@ -46,7 +46,8 @@ def _run(arguments: list[str]) -> int:
     columns = shutil.get_terminal_size().columns
     if "COLUMNS" in os.environ or not NARROWEST <= columns <= WIDEST:
         os.environ["COLUMNS"] = str(min(max(columns, NARROWEST), WIDEST))
-    sys.path.append("")  # module.path:ClassName is looked up in the working directory too
+    if "" not in sys.path:
+        sys.path.append("")  # module.path:ClassName is looked up in the working directory too
     from longwave.cli.verbs import invoke
 
     return invoke(arguments)

@@ -33,7 +33,7 @@ def benchmark(
 ) -> None:
     """Time and memory beside softmax in the same process; what is not certified is not timed (exit code 1)."""
     from longwave.benchmarks import print_report, read_settings, run_benchmark, watch_on_terminal
-    from longwave.training.configuration import parse_override
+    from longwave.training.values import parse_override
 
     sizes = {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
     run = {"batch_size": batch_size, "dtype": dtype, "backend": backend, "repeats": repeats, "threads": threads}

@@ -72,11 +72,12 @@ def train(
     """Train the model that a run file describes."""
     from dataclasses import asdict
 
-    from longwave.training import load_run
+    from longwave.training import check_memory, load_run
     from longwave.training import train as train_run
 
     _quiet_libraries()
     settings = load_run(run, overrides or [])
+    check_memory(settings)
     output = output or Path("runs") / Path(run).stem
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     record = train_run(settings, output, resume=resume, console=Console(stderr=True, quiet=not first))
@@ -195,7 +196,7 @@ def verify(
 ) -> None:
     """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
     from longwave.ops import use_backend
-    from longwave.training.configuration import read_overrides
+    from longwave.training.values import read_overrides
     from longwave.verification import certify, subject_of
     from longwave.verification.report import print_header, print_line
 
@@ -254,7 +255,7 @@ def compare(
 ) -> None:
     """Train models at equal cost and rank them; uncertified ones are not ranked (exit code 1)."""
     from longwave.comparison import Comparison, print_comparison, read_terms
-    from longwave.training.configuration import parse_override
+    from longwave.training.values import parse_override
 
     _quiet_libraries()
     terms = read_terms(

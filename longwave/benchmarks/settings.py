@@ -194,10 +194,10 @@ def _words(name: str, text: str) -> tuple[str, ...]:
 
 
 def _tokens(word: str) -> int:
-    if not word.isascii() or not word.isdigit() or int(word) < 1:
-        raise ValueError(f"--lengths holds {word!r}; expected whole numbers of tokens, at least 1")
     if len(word) > 18:
         raise ValueError(f"--lengths holds {word[:40]!r}; no machine holds so many tokens")
+    if not word.isascii() or not word.isdigit() or int(word) < 1:
+        raise ValueError(f"--lengths holds {word!r}; expected whole numbers of tokens, at least 1")
     return int(word)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import os.path
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,13 +50,13 @@ def find_files(source: str, also_legal: str) -> tuple[Path, ...]:
         ValueError: there is no such file, or it is of an unknown kind.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):  # which is false, not an error, for what no path can be
         inside = [file for file in path.rglob("*") if _kind_of(file) and file.is_file()]
         shown = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not shown:
             raise ValueError(f"{source}: the folder holds no text; legal: {', '.join(READERS)}")
         return tuple(sorted(shown, key=Path.as_posix))
-    if path.is_file():
+    if os.path.isfile(source):
         files = [path]
     elif any(mark in source for mark in "*?["):
         found = sorted(Path(name).as_posix() for name in glob.glob(source, recursive=True))

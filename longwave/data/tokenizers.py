@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longwave.data.cutting import BEFORE_SPACE, CHARACTER, WORD, cut
@@ -43,10 +43,10 @@ def vocabulary_size(kind: str) -> int:
     if digits and SMALLEST_BPE <= int(rest) <= LARGEST_BPE:
         return int(rest)
     if kind.startswith(SENTENCEPIECE) and rest:
-        if not Path(rest).is_file():
+        if not os.path.isfile(rest):
             raise ValueError(f"{rest}: no such file, for tokenizer {kind!r}")
         return LARGEST_WORD
-    if kind == "word" or (kind.endswith(".json") and Path(kind).is_file()) or (kind and Path(kind).is_dir()):
+    if kind == "word" or (kind.endswith(".json") and os.path.isfile(kind)) or os.path.isdir(kind):
         return LARGEST_WORD
     raise ValueError(f"unknown tokenizer {kind!r}; legal: {LEGAL}")
 
@@ -79,7 +79,7 @@ def build_tokenizer(kind: str, documents: Iterable[str]) -> PreTrainedTokenizerB
         return wrap(_byte_pairs([], SMALLEST_BPE))
     if kind.startswith("bpe:"):
         return wrap(_byte_pairs(documents, size))
-    return load_folder(kind) if Path(kind).is_dir() else load_file(kind)
+    return load_folder(kind) if os.path.isdir(kind) else load_file(kind)
 
 
 def number_tokenizer(size: int) -> PreTrainedTokenizerBase:

@@ -75,7 +75,7 @@ def measure_rows(
     done, total = 0, len(rows)  # type: ignore[arg-type]
     model.eval()
     try:
-        for batch in DataLoader(rows, batch_size=batch_size):
+        for batch in DataLoader(rows, batch_size=max(1, min(batch_size, total))):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(input_ids=batch["input_ids"], starts=batch["starts"], use_cache=False).logits
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -80,6 +80,8 @@ def run_suite(
             a protocol refuses.
     """
     names = protocol_names(",".join(protocols))
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
     if needs_text(names) and not isinstance(text, TokenStream | str):
         raise ValueError("the protocols distance and position need a text; give one, or leave them out")
     limit = longest_input(model)

@@ -6,6 +6,7 @@ Validated as a whole: every complaint at once, each with the path, what was got 
 from __future__ import annotations
 
 import difflib
+import os.path
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
@@ -313,7 +314,7 @@ def read_values(source: str) -> dict[str, Any]:
     if source in preset_names():
         preset = files("longwave.presets").joinpath(f"{source}.yaml")
         values = parse_yaml(preset.read_text(encoding="utf-8"), source) or {}
-    elif Path(source).exists():
+    elif os.path.exists(source):
         values = read_yaml(Path(source)) or {}
     else:
         raise ValueError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")

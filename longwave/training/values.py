@@ -6,6 +6,7 @@ The YAML is plain: keys are text and given once; no tags, and no aliases, which 
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ValueError: it is no file, no UTF-8, or none of what :func:`parse_yaml` takes.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
     _check_size(path.stat().st_size, str(path))
     try:
         text = path.read_bytes().decode()

@@ -41,16 +41,23 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run the verb that is asked for; its exit code."""
-    import shutil
-
-    columns = shutil.get_terminal_size().columns
-    if "COLUMNS" in os.environ or not NARROWEST <= columns <= WIDEST:
-        os.environ["COLUMNS"] = str(min(max(columns, NARROWEST), WIDEST))
+    _lay_out()
     if "" not in sys.path:
         sys.path.append("")  # module.path:ClassName is looked up in the working directory too
     from longwave.cli.verbs import invoke
 
     return invoke(arguments)
+
+
+def _lay_out() -> None:
+    """Give COLUMNS, which every table follows, a value that tables can be read in."""
+    import shutil
+
+    columns, lines = shutil.get_terminal_size()
+    if "COLUMNS" in os.environ or not NARROWEST <= columns <= WIDEST:
+        os.environ["COLUMNS"] = str(min(max(columns, NARROWEST), WIDEST))
+    if "LINES" in os.environ:
+        os.environ["LINES"] = str(max(lines, 1))
 
 
 class _Stopped(BaseException):
@@ -98,11 +105,11 @@ def _sentence(error: BaseException, verb: str) -> tuple[int, str]:
             return 2, f"{verb}not enough memory: {named}; {where}"
         case RuntimeError() if any(words in str(error) for words in NO_MEMORY):
             return 2, f"{verb}not enough memory: {named}; {where}"
-        case OSError():
-            return 2, str(error) if error.args else verb + named
+        case OSError() if first:
+            return 2, str(error)
         case ValueError() if type(error) is ValueError and first:
             return 2, str(error)
-        case ValueError() | RecursionError() | OverflowError() | ImportError() | EOFError():
+        case OSError() | ValueError() | RecursionError() | OverflowError() | ImportError() | EOFError():
             return 2, f"{verb}{named}; {where}"
     return 2, f"{verb}internal error, the fault of longwave or of a library rather than yours: {named}; {where}"
 

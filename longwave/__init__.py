@@ -1,5 +1,10 @@
 """longwave: language models with O(N) token mixing, certified causal, split-exact and bounded."""
 
-from importlib.metadata import version
 
-__version__ = version("longwave")
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when it is asked for: the command line starts, and can be stopped, sooner."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from longwave.benchmarks.examples import EXAMPLES
+from longwave.data.limits import check_fits
 from longwave.mixers import available
 from longwave.ops import use_backend
 
@@ -19,6 +21,15 @@ TRAINING_PASSES = ("forward", "forward_backward")
 PASSES = (*TRAINING_PASSES, "decode")
 DTYPES = ("float32", "bfloat16", "float64")
 OPS = tuple(EXAMPLES)
+#: Sizes that no machine holds, and threads that none starts, are refused by name.
+MOST = {
+    "hidden_size": 2**20,
+    "num_heads": 2**20,
+    "num_kv_heads": 2**20,
+    "batch_size": 2**31 - 1,
+    "repeats": 2**20,
+    "threads": 16 * (os.cpu_count() or 1),
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,12 @@ class Settings:
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_heads", "num_kv_heads", "batch_size", "repeats", "threads"):
+        for name, most in MOST.items():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None and value > most:
+                raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
         if not self.lengths or min(self.lengths) < 1:
@@ -85,6 +98,10 @@ class Settings:
             raise ValueError("num_kv_heads is an argument of mixers; ops are timed with num_heads alone")
         if self.breakdown and (self.subject != "mixers" or len(self.labels) != 1 or "decode" in self.passes):
             raise ValueError("a breakdown takes one mixer apart: benchmark mixers --mixers NAME, without decode")
+        size, width = self.weight_dtype.itemsize, self.hidden_size
+        check_fits(4 * size * width**2, f"hidden_size {width:,}: the projections of softmax", self.device)
+        rows = f"batch_size {self.batch_size:,} times lengths {max(self.lengths):,}: rows of {width:,} channels"
+        check_fits(2 * size * self.batch_size * max(self.lengths) * width, rows, self.device)  # of input and output
 
     @property
     def head_dim(self) -> int:
@@ -177,6 +194,8 @@ def _words(name: str, text: str) -> tuple[str, ...]:
 
 
 def _tokens(word: str) -> int:
+    if len(word) > 18:
+        raise ValueError(f"--lengths holds {word[:40]!r}; no machine holds so many tokens")
     if not word.isascii() or not word.isdigit() or int(word) < 1:
         raise ValueError(f"--lengths holds {word!r}; expected whole numbers of tokens, at least 1")
     return int(word)

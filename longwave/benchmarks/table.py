@@ -8,11 +8,13 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from longwave.benchmarks.rows import OpRow, PartRow, Report, Row
 
 KIB, MIB = 2**10, 2**20
+WIDEST = 1000  # columns of a table
 
 #: A table's columns: head and what a row shows below it.
 Columns = dict[str, Callable[[Any], str]]
@@ -61,7 +63,13 @@ def _print(console: Console, title: str, columns: Columns, rows: Iterable[Row | 
         for row in group:
             table.add_row(*(shown(row) for shown in columns.values()))
         table.add_section()
-    console.print(table)
+    print_whole(console, table)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: no column is cut, and a narrower terminal wraps the lines."""
+    table.width = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    console.print(table, crop=False)
 
 
 def _notes(report: Report) -> Iterator[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from longwave.mixers import resolve
 from longwave.training import Run, preset_names
-from longwave.training.configuration import check_run, read_values, set_value
+from longwave.training.configuration import check_run, read_values
+from longwave.training.values import set_value
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ def _read_arm(name: str, shared: dict[str, Any], arguments: dict[str, Any] | Non
             raise ValueError(f"{name}: has no section model, which is what a run file brings into a comparison")
         return Arm(Path(name).stem, check_run({**values, "model": model}, name))
     model = values.setdefault("model", {})
-    arguments = {**(model.get("mixer_kwargs") or {}).get(name, {}), **arguments}
+    shared_arguments = model.get("mixer_kwargs") or {} if isinstance(model, dict) else None
+    own = shared_arguments.get(name, {}) if isinstance(shared_arguments, dict) else None
+    if not isinstance(own, dict):
+        return Arm(name, check_run(values, name))  # which says what is no mapping but should be
+    arguments = {**own, **arguments}
     model["mixer_types"], model["mixer_kwargs"] = name, {name: arguments} if arguments else {}
     return Arm(name, check_run(values, name))

@@ -30,11 +30,12 @@ def run_demo(output: Path, tokens: int, console: Console) -> bool:
     Args:
         tokens: of each run on text.
     """
+    text_terms = read_terms(ARMS, TEXT, tokens=tokens, seeds=SEEDS)
+    recall_terms = read_terms(ARMS, RECALL, task="mqar", tokens=RECALL_SHARE * tokens, seeds=RECALL_SEEDS)
     console.rule("The Python standard library's text, at equal parameters")
-    text = Comparison(read_terms(ARMS, TEXT, tokens=tokens, seeds=SEEDS), output / "text", console).run()
+    text = Comparison(text_terms, output / "text", console).run()
     console.rule("Recall of key-value pairs, at equal parameters")
-    terms = read_terms(ARMS, RECALL, task="mqar", tokens=RECALL_SHARE * tokens, seeds=RECALL_SEEDS)
-    recall = Comparison(terms, output / "mqar", console).run()
+    recall = Comparison(recall_terms, output / "mqar", console).run()
 
     console.rule("Text")
     print_comparison(console, text)

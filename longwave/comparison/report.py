@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from longwave.comparison.budget import Size
 from longwave.comparison.statistics import Flip, Place, flips, rank
 from longwave.comparison.store import Outcome
+from longwave.evaluation import finite
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Report:
             "rankings": {axis: [_place(place) for place in places] for axis, places in self.rankings.items()},
             "flips": [flip._asdict() for flip in self.flips],
             "references": self.references,
-            "entries": [_finite(asdict(entry)) for entry in self.entries],
+            "entries": [finite(asdict(entry)) for entry in self.entries],
             "runs": [_cell(cell) for cell in self.cells],
             "machine": self.machine,
             "commit": self.commit,
@@ -157,7 +157,7 @@ class Report:
 
 def _place(place: Place) -> dict[str, Any]:
     verdict = place.difference.verdict
-    return _finite({**asdict(place), "verdict": verdict})
+    return finite({**asdict(place), "verdict": verdict})
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
@@ -167,16 +167,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "arm": cell.arm,
         "seed": cell.seed,
         "directory": str(cell.outcome.directory),
-        "record": _finite(record),
+        "record": finite(record),
         "diverged": cell.outcome.diverged,
         "replay": cell.replay,
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same with ``None`` where a number is infinite, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

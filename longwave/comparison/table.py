@@ -8,6 +8,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
+from longwave.benchmarks.table import print_whole
 from longwave.comparison.report import Entry, Report
 from longwave.comparison.statistics import Interval, Place
 
@@ -19,7 +20,7 @@ SHOWN = {"bits_per_byte": "bits/byte", "accuracy": "right"}
 def print_comparison(console: Console, report: Report) -> None:
     """A ranking for each budget, then what is not ranked, what flips, and how to do a run again."""
     for axis in report.axes:
-        console.print(_ranking(report, axis))
+        print_whole(console, _ranking(report, axis))
     for line in _notes(report):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -8,11 +8,15 @@ from typing import Any
 
 from longwave.comparison.arms import Arm, read_arms
 from longwave.comparison.budget import AXES
+from longwave.data.limits import check_fits
+from longwave.training import check_memory
+from longwave.training.configuration import LARGEST_SEED, MOST_TOKENS
 
 #: The preset that says what a comparison does not.
 BASE = "comparison"
 #: Tasks, each with a preset of its name.
 TASKS = ("mqar", "copy")
+MOST_SEEDS, MOST_JOBS, SMALLEST_RATE = 1000, 1024, 1e-12
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class Terms:
     jobs: int = 1
 
     def __post_init__(self) -> None:
+        if max(self.seeds) > LARGEST_SEED:
+            raise ValueError(
+                f"--seeds counts from training.seed {self.seeds[0]} beyond {LARGEST_SEED}; make it smaller"
+            )
+        if not 1 <= self.jobs <= MOST_JOBS:
+            raise ValueError(f"--jobs must be from 1 to {MOST_JOBS:,}, got {self.jobs:,}")
         for axis in self.axes:
             if axis not in AXES:
                 raise ValueError(f"unknown budget {axis!r}; legal: {', '.join(AXES)}")
@@ -48,7 +58,7 @@ class Terms:
         run = self.arms[0].run
         lowest = run.training.minimum_learning_rate
         for rate in self.rates:
-            if not max(lowest, 1e-12) <= rate < float("inf"):
+            if not max(lowest, SMALLEST_RATE) <= rate < float("inf"):
                 raise ValueError(
                     f"--rates: {rate} is not above 0, below training.minimum_learning_rate {lowest}, or not finite"
                 )
@@ -56,6 +66,15 @@ class Terms:
             raise ValueError("evaluation.patience ends runs early, which is no equal budget; set null")
         if self.parameters is not None and self.axes == ("tokens",):
             raise ValueError("--budget tokens takes sizes as they are: no --parameters beside it")
+        if self.parameters is not None:
+            check_fits(4 * self.parameters, f"--parameters {self.parameters:,}")
+        if self.trial_tokens > MOST_TOKENS:
+            raise ValueError(f"--trial-tokens must be at most {MOST_TOKENS:,}, got {self.trial_tokens:,}")
+        for arm in self.arms:
+            try:
+                check_memory(arm.run)
+            except ValueError as error:
+                raise ValueError(f"{arm.name}: {error}") from None
 
     @property
     def tokens(self) -> int:
@@ -101,6 +120,8 @@ def read_terms(
         raise ValueError(f"unknown task {task!r}; legal: {', '.join(TASKS)}")
     if task is not None and (base or data or validation):
         raise ValueError("--task has data of its own: no --base, --data or --validation beside it")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise ValueError(f"--seeds must be from 1 to {MOST_SEEDS:,} runs of each arm, got {seeds:,}")
     given = {"data.train": data, "data.validation": validation, "training.tokens": tokens}
     shared = [(path, value) for path, value in given.items() if value is not None]
     if trial_tokens is not None and len(_rates(rates)) < 2:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import os.path
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-PARQUET_BATCH = 1024  # records in memory at a time
+#: Records, and as far as the file's own account tells, bytes of them in memory at a time.
+PARQUET_BATCH, PARQUET_BYTES = 1024, 2**24
+#: Bytes of a record, and of a file that is one document: each is held in memory as a whole.
+LARGEST_RECORD, LARGEST_TEXT = 2**26, 2**30
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,13 @@ def find_files(source: str, also_legal: str) -> tuple[Path, ...]:
         ValueError: there is no such file, or it is of an unknown kind.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):  # which is false, not an error, for what no path can be
         inside = [file for file in path.rglob("*") if _kind_of(file) and file.is_file()]
         shown = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not shown:
             raise ValueError(f"{source}: the folder holds no text; legal: {', '.join(READERS)}")
         return tuple(sorted(shown, key=Path.as_posix))
-    if path.is_file():
+    if os.path.isfile(source):
         files = [path]
     elif any(mark in source for mark in "*?["):
         found = sorted(Path(name).as_posix() for name in glob.glob(source, recursive=True))
@@ -95,6 +99,8 @@ def text_of(record: object, text_field: str, where: str) -> str:
     text = record[text_field]
     if not isinstance(text, str):
         raise ValueError(f"{where}: field {text_field!r} is no text but {type(text).__name__}")
+    if len(text) > LARGEST_RECORD:
+        raise ValueError(f"{where}: {_too_large(len(text))}")
     if not text.isascii():
         try:
             text.encode()
@@ -103,12 +109,22 @@ def text_of(record: object, text_field: str, where: str) -> str:
     return text
 
 
+def _too_large(size: int) -> str:
+    return f"{size:,} bytes or more, above the {LARGEST_RECORD:,} of a record; split it into several records"
+
+
 def _kind_of(path: Path) -> str:
     """The ending that says how to read a file, ``""`` if none does."""
     return next((ending for ending in READERS if path.name.lower().endswith(ending)), "")
 
 
 def _read_text(path: Path, text_field: str) -> Iterator[str]:
+    size = path.stat().st_size
+    if size > LARGEST_TEXT:
+        raise ValueError(
+            f"{path}: {size:,} bytes, above the {LARGEST_TEXT:,} of a text that is one document; split it into several "
+            f"files (split --line-bytes=100M --additional-suffix=.txt) and name their folder"
+        )
     try:
         yield path.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -126,8 +142,10 @@ def _read_packed_lines(path: Path, text_field: str) -> Iterator[str]:
 
 
 def _records(file: BinaryIO | gzip.GzipFile, path: Path, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(LARGEST_RECORD + 1), b""), 1):
         where = f"{path}:{number}"
+        if len(line) > LARGEST_RECORD:
+            raise ValueError(f"{where}: {_too_large(len(line))}")
         if not line.strip():
             continue
         try:
@@ -151,7 +169,8 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
             names = file.schema_arrow.names
             if text_field not in names:
                 raise ValueError(f"{path}: no field {text_field!r}; there are: {', '.join(names) or 'none'}")
-            for batch in file.iter_batches(PARQUET_BATCH, columns=[text_field]):
+            size = max(PARQUET_BYTES // max(_record_bytes(file, text_field), 1), 1)
+            for batch in file.iter_batches(min(size, PARQUET_BATCH), columns=[text_field]):
                 for scalar in batch.column(0):
                     number += 1
                     yield text_of({text_field: scalar.as_py()}, text_field, f"{path}: record {number}")
@@ -159,6 +178,14 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
         raise ValueError(f"{path}: record {number} is not UTF-8") from None
     except ArrowException as error:
         raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _record_bytes(file: Any, column: str) -> int:
+    """Bytes of a record in that column, as far as the file tells."""
+    groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    chunks = [(group.num_rows, group.column(index)) for group in groups for index in range(group.num_columns)]
+    sizes = [chunk.total_uncompressed_size // max(rows, 1) for rows, chunk in chunks if chunk.path_in_schema == column]
+    return max(sizes, default=0)
 
 
 READERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,6 @@ def open_dataset(source: str, split: str, text_field: str, streaming: bool) -> t
 def _name_and_config(name: str) -> tuple[str, str | None]:
     """``owner/name/config`` or ``folder/config`` in two; the rest is a name."""
     parent, _, last = name.rpartition("/")
-    if not Path(name).is_dir() and parent and (Path(parent).is_dir() or name.count("/") == 2):
+    if not os.path.isdir(name) and parent and (os.path.isdir(parent) or name.count("/") == 2):
         return parent, last
     return name, None

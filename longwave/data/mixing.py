@@ -12,6 +12,9 @@ from torch.utils.data import Dataset
 
 from longwave.data.packing import PackedRows
 
+#: Rows after which the order of a mix must have repeated, or ended.
+MOST_TURNS = 2**22
+
 
 def shares_of(weights: Sequence[float]) -> list[int]:
     """Weights as the smallest whole numbers of the same proportions, decimals taken as they are written.
@@ -19,8 +22,11 @@ def shares_of(weights: Sequence[float]) -> list[int]:
     Raises:
         ValueError: there is no weight, or one that is not positive and finite.
     """
-    if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"weights must be positive, got {list(weights)}")
+    if not weights:
+        raise ValueError("a mix needs at least one source with a weight, got none")
+    for number, weight in enumerate(weights, 1):
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weight {number} of {len(weights)}: weights must be positive and finite, got {weight}")
     exact = [Fraction(str(weight)) for weight in weights]
     common = math.lcm(*(fraction.denominator for fraction in exact))
     whole = [int(fraction * common) for fraction in exact]
@@ -54,6 +60,11 @@ class MixedRows(Dataset):
         total = sum(self.shares)
         needed = (-(-len(rows) * total // share) for rows, share in zip(self.sources, self.shares, strict=True))
         self.num_rows = max(needed)
+        if min(total, self.num_rows) > MOST_TURNS:
+            raise ValueError(
+                f"the weights {', '.join(map(str, weights))} of a mix need more than {MOST_TURNS:,} rows "
+                f"until their order repeats; write them with fewer digits, or nearer to each other"
+            )
         # The order repeats every `total` rows.
         self._turns = np.empty(min(total, self.num_rows), dtype=np.int32)
         self._counts = np.empty(len(self._turns), dtype=np.int64)

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from longwave.data.corpora import Meter
+from longwave.data.cutting import border_of, cut
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_OF_DOCUMENTS = 256
-BATCH_OF_CHARACTERS = 2**20
+BATCH_OF_CHARACTERS = 2**18
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,30 @@ class DocumentStarts:
 
 
 def encode(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
-    """Ids of each document, `[1 + its tokens]` int64, behind the token that begins a document."""
-    for batch in _batches(documents):
+    """Ids of each document, `[1 + its tokens]` int32, behind the token that begins a document.
+
+    A long document is encoded in pieces where that makes no difference to its tokens.
+    """
+    border = border_of(tokenizer)
+    pieces = ((piece, number) for number, document in enumerate(documents) for piece in cut(document, border))
+    begin = np.array([tokenizer.bos_token_id], dtype=np.int32)
+    parts, current = [begin], 0
+    for batch in _batches(pieces):
         encoded = tokenizer(
-            batch, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+            [text for text, _ in batch],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
         )
-        for ids in encoded["input_ids"]:
-            yield np.array([tokenizer.bos_token_id, *ids], dtype=np.int64)
+        for (_, number), ids in zip(batch, encoded["input_ids"], strict=True):
+            if number != current:
+                yield np.concatenate(parts)
+                parts, current = [begin], number
+            parts.append(np.array(ids, dtype=np.int32))
+        del encoded  # as large as the text a hundred times
+    if len(parts) > 1:
+        yield np.concatenate(parts)
 
 
 def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> TokenStream:
@@ -110,12 +128,12 @@ def make_row(ids: np.ndarray, starts: np.ndarray, length: int) -> dict[str, Tens
     }
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """``documents`` in lists, bounded in number and characters but for a single long one."""
+def _batches(pieces: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+    """Numbered texts in lists, bounded in number and characters but for a single long one."""
     batch, num_characters = [], 0
-    for document in documents:
-        batch.append(document)
-        num_characters += len(document)
+    for text, number in pieces:
+        batch.append((text, number))
+        num_characters += len(text)
         if len(batch) == BATCH_OF_DOCUMENTS or num_characters >= BATCH_OF_CHARACTERS:
             yield batch
             batch, num_characters = [], 0

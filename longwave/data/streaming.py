@@ -52,6 +52,8 @@ class StreamedRows(IterableDataset):
             )
         if len(sources) != len(weights):
             raise ValueError(f"{len(sources)} sources, but {len(weights)} weights")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
         self.sources, self.shares, self.tokenizer = tuple(sources), shares_of(weights), tokenizer
         self.sequence_length, self.shuffle_buffer, self.seed = sequence_length, shuffle_buffer, seed
         self._begin: dict[str, Any] | None = None
@@ -91,9 +93,12 @@ class _Mixture:
 
     def __init__(self, rows: StreamedRows) -> None:
         self.shares, self.counts = rows.shares, [0] * len(rows.shares)
+        readers = [
+            _Reader(f"source {number}", documents, rows.tokenizer, rows.sequence_length)
+            for number, documents in enumerate(rows.sources, 1)
+        ]
         self.sources = [
-            _Shuffled(_Reader(documents, rows.tokenizer, rows.sequence_length), rows.shuffle_buffer, (rows.seed, index))
-            for index, documents in enumerate(rows.sources)
+            _Shuffled(reader, rows.shuffle_buffer, (rows.seed, index)) for index, reader in enumerate(readers)
         ]
 
     def next_row(self) -> Row:
@@ -155,8 +160,10 @@ class _Shuffled:
 class _Reader:
     """Rows of one source in order. The next row begins at token ``offset`` of document ``document`` of ``epoch``."""
 
-    def __init__(self, documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> None:
-        self.documents, self.tokenizer, self.sequence_length = documents, tokenizer, sequence_length
+    def __init__(
+        self, name: str, documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int
+    ) -> None:
+        self.name, self.documents, self.tokenizer, self.sequence_length = name, documents, tokenizer, sequence_length
         self.epoch, self.document, self.offset = 0, 0, 0
         self._texts: Iterator[str] | None = None
         self._tokens = np.empty(0, dtype=np.int64)
@@ -198,5 +205,5 @@ class _Reader:
             self._texts = iter(self.documents)
             text = next(self._texts, None)
             if text is None:
-                raise ValueError("a streamed source holds no text")
+                raise ValueError(f"{self.name} of those that are streamed holds no text")
         (self._tokens,) = encode([text], self.tokenizer)

@@ -52,9 +52,9 @@ class TaskSection(BaseModel):
     name: Literal["mqar", "copy"]
     sizes: list[Annotated[int, Field(ge=1)]] = Field([4, 8, 16], min_length=1)
     vocabulary: int = Field(256, ge=4, le=LARGEST_VOCABULARY, multiple_of=2)
-    stage_rows: int = Field(0, ge=0)
+    stage_rows: int = Field(0, ge=0, le=ENDLESS)
     power: float = Field(0.01, gt=0, le=1)
-    evaluation_rows: int = Field(128, ge=1)
+    evaluation_rows: int = Field(128, ge=1, le=2**20)
 
     @field_validator("sizes")
     @classmethod

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+import os.path
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from longwave.data.cutting import BEFORE_SPACE, CHARACTER, WORD, cut
 from longwave.data.pretrained import END_OF_TEXT, load_file, load_folder, load_sentencepiece, wrap
 
 if TYPE_CHECKING:
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNKNOWN = "<|unknown|>"
-SMALLEST_BPE = 257
+SMALLEST_BPE, LARGEST_BPE = 257, 2**20
 LARGEST_WORD = 65536  # ids fit 16 bits
 SENTENCEPIECE = "sentencepiece:"
 LEGAL = (
-    f"byte, char, word, bpe:SIZE with SIZE at least {SMALLEST_BPE}, {SENTENCEPIECE}FILE, or the path of a "
-    "tokenizer.json file or of a tokenizer's folder"
+    f"byte, char, word, bpe:SIZE with SIZE at least {SMALLEST_BPE} and at most {LARGEST_BPE}, {SENTENCEPIECE}FILE, "
+    "or the path of a tokenizer.json file or of a tokenizer's folder"
 )
-#: A word or a punctuation mark, with the one space before it, or other white space.
-WORD = r" ?\w+| ?[^\w\s]|\s+(?!\S)|\s"
 
 
 def vocabulary_size(kind: str) -> int:
@@ -35,18 +34,19 @@ def vocabulary_size(kind: str) -> int:
     a number to calculate with.
 
     Raises:
-        ValueError: unknown kind, SIZE below 257, or a file that is not there.
+        ValueError: unknown kind, SIZE below 257 or above 1,048,576, or a file that is not there.
     """
     name, _, rest = kind.partition(":")
     if kind in ("byte", "char"):
         return SMALLEST_BPE
-    if name == "bpe" and rest.isascii() and rest.isdigit() and int(rest) >= SMALLEST_BPE:
+    digits = name == "bpe" and rest.isascii() and rest.isdigit() and len(rest) <= len(str(LARGEST_BPE))
+    if digits and SMALLEST_BPE <= int(rest) <= LARGEST_BPE:
         return int(rest)
     if kind.startswith(SENTENCEPIECE) and rest:
-        if not Path(rest).is_file():
+        if not os.path.isfile(rest):
             raise ValueError(f"{rest}: no such file, for tokenizer {kind!r}")
         return LARGEST_WORD
-    if kind == "word" or (kind.endswith(".json") and Path(kind).is_file()) or (kind and Path(kind).is_dir()):
+    if kind == "word" or (kind.endswith(".json") and os.path.isfile(kind)) or os.path.isdir(kind):
         return LARGEST_WORD
     raise ValueError(f"unknown tokenizer {kind!r}; legal: {LEGAL}")
 
@@ -66,7 +66,7 @@ def build_tokenizer(kind: str, documents: Iterable[str]) -> PreTrainedTokenizerB
     ordinary text.
 
     Raises:
-        ValueError: unknown kind, SIZE below 257, or a file that cannot be loaded.
+        ValueError: unknown kind, SIZE below 257 or above 1,048,576, or a file that cannot be loaded.
     """
     size = vocabulary_size(kind)
     if kind.startswith(SENTENCEPIECE):
@@ -79,7 +79,7 @@ def build_tokenizer(kind: str, documents: Iterable[str]) -> PreTrainedTokenizerB
         return wrap(_byte_pairs([], SMALLEST_BPE))
     if kind.startswith("bpe:"):
         return wrap(_byte_pairs(documents, size))
-    return load_folder(kind) if Path(kind).is_dir() else load_file(kind)
+    return load_folder(kind) if os.path.isdir(kind) else load_file(kind)
 
 
 def number_tokenizer(size: int) -> PreTrainedTokenizerBase:
@@ -105,8 +105,13 @@ def _byte_pairs(documents: Iterable[str], size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents if size > SMALLEST_BPE else [], trainer)
+    tokenizer.train_from_iterator(_pieces(documents) if size > SMALLEST_BPE else [], trainer)
     return tokenizer
+
+
+def _pieces(documents: Iterable[str]) -> Iterator[str]:
+    """The same words in shorter texts."""
+    return (piece for document in documents for piece in cut(document, BEFORE_SPACE))
 
 
 def _characters(documents: Iterable[str]) -> Tokenizer:
@@ -117,7 +122,7 @@ def _characters(documents: Iterable[str]) -> Tokenizer:
         found.update(document)
     tokens = [END_OF_TEXT, UNKNOWN, *sorted(found)]
     model = models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN)
-    return _split_at(r"[\s\S]", model)
+    return _split_at(CHARACTER, model)
 
 
 def _words(documents: Iterable[str]) -> Tokenizer:
@@ -127,7 +132,7 @@ def _words(documents: Iterable[str]) -> Tokenizer:
     trainer = trainers.WordLevelTrainer(
         vocab_size=LARGEST_WORD, special_tokens=[END_OF_TEXT, UNKNOWN], show_progress=False
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator(_pieces(documents), trainer)
     return tokenizer
 
 

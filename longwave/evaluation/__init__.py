@@ -7,7 +7,7 @@ from longwave.evaluation.passkey import passkey
 from longwave.evaluation.perplexity import LikelihoodScore, score
 from longwave.evaluation.protocol import ProtocolResult
 from longwave.evaluation.recall import RecallScore, recall
-from longwave.evaluation.scores import Score, recorded_loss
+from longwave.evaluation.scores import Score, finite, recorded_loss
 from longwave.evaluation.suite import needs_text, print_suite, protocol_names, run_suite
 from longwave.evaluation.sweep import temperature_sweep
 
@@ -19,6 +19,7 @@ __all__ = [
     "calibration",
     "copying",
     "distance_loss",
+    "finite",
     "needs_text",
     "passkey",
     "position_loss",

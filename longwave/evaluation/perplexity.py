@@ -74,7 +74,7 @@ def score(
     Raises:
         ValueError: the model cannot keep the documents of a row apart.
     """
-    rows = PackedRows(stream, sequence_length)
+    rows = PackedRows(stream, min(sequence_length, max(1, len(stream.ids) - 1)))
     nats = measure_rows(model, rows, _nats, batch_size=batch_size, progress=progress)
     return LikelihoodScore(nats, len(stream.ids) - 1, stream.num_bytes)
 

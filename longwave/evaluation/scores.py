@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +40,15 @@ def recorded_loss(values: Mapping[str, float]) -> float | None:
     return 1 - values["accuracy"] if "accuracy" in values else None
 
 
+def finite(value: Any) -> Any:
+    """``value`` with ``None`` for every number within it that is not finite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @torch.no_grad()
 def measure_rows(
     model: nn.Module,
@@ -65,7 +75,7 @@ def measure_rows(
     done, total = 0, len(rows)  # type: ignore[arg-type]
     model.eval()
     try:
-        for batch in DataLoader(rows, batch_size=batch_size):
+        for batch in DataLoader(rows, batch_size=max(1, min(batch_size, total))):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(input_ids=batch["input_ids"], starts=batch["starts"], use_cache=False).logits
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from longwave.evaluation.copying import copying
 from longwave.evaluation.loss_by_position import distance_loss, position_loss
 from longwave.evaluation.passkey import passkey
 from longwave.evaluation.protocol import ProtocolResult, longest_input
-from longwave.evaluation.scores import Progress
+from longwave.evaluation.scores import Progress, finite
 from longwave.evaluation.sweep import temperature_sweep
 from longwave.mixers import TokenMixer
 
@@ -81,6 +80,8 @@ def run_suite(
             a protocol refuses.
     """
     names = protocol_names(",".join(protocols))
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
     if needs_text(names) and not isinstance(text, TokenStream | str):
         raise ValueError("the protocols distance and position need a text; give one, or leave them out")
     limit = longest_input(model)
@@ -102,7 +103,7 @@ def run_suite(
         "model": label or type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seed": seed,
-        "protocols": _finite(found),
+        "protocols": finite(found),
     }
 
 
@@ -146,12 +147,3 @@ def print_suite(console: Console, report: Mapping[str, Any]) -> None:
 
 def _in_words(value: Any) -> str:
     return (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with ``None`` for numbers that JSON cannot say."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

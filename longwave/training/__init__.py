@@ -1,6 +1,7 @@
 """A run: its configuration, and the training that it describes."""
 
 from longwave.training.configuration import Run, load_run, preset_names
+from longwave.training.footprint import check_memory
 from longwave.training.records import Record, body_parameters
 from longwave.training.train import Data, prepare_data, score_function, train
 
@@ -9,6 +10,7 @@ __all__ = [
     "Record",
     "Run",
     "body_parameters",
+    "check_memory",
     "load_run",
     "prepare_data",
     "preset_names",

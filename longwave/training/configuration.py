@@ -6,14 +6,14 @@ Validated as a whole: every complaint at once, each with the path, what was got 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import os.path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,17 +27,27 @@ from pydantic import (
 
 from longwave.data import DataSection, vocabulary_size
 from longwave.model import LongwaveConfig, LongwaveForCausalLM
+from longwave.training.values import leaves, parse_override, parse_yaml, read_yaml, set_value, shown, unfit_numbers
 
 SET_BY_TOKENIZER = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+#: Far above what anybody needs, and low enough that no product of them overflows.
+MOST, MOST_TOKENS, LARGEST_SEED = 2**31 - 1, 10**15, 2**32 - 1
+MOST_OF_MODEL = {
+    "hidden_size": 2**20,
+    "num_hidden_layers": 1024,
+    "num_heads": 2**20,
+    "intermediate_size": 2**24,
+    "max_position_embeddings": MOST,
+}
 
 
 class Section(BaseModel):
-    """A part of a run file: unknown keys are refused; a number written as text is that number."""
+    """A part of a run file: unknown keys are refused; a number written as text is that number, and finite."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class TrainingSection(Section):
@@ -67,15 +77,15 @@ class TrainingSection(Section):
         seed: of the weights, the order of the rows, dropout, and a task's training rows.
     """
 
-    tokens: int = Field(1_000_000, ge=1)
-    batch_size: int = Field(16, ge=1)
-    accumulation: int = Field(1, ge=1)
+    tokens: int = Field(1_000_000, ge=1, le=MOST_TOKENS)
+    batch_size: int = Field(16, ge=1, le=MOST)
+    accumulation: int = Field(1, ge=1, le=MOST)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    minimum_learning_rate: float = Field(1e-5, ge=0, allow_inf_nan=False)
-    warmup_steps: int = Field(50, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    minimum_learning_rate: float = Field(1e-5, ge=0)
+    warmup_steps: int = Field(50, ge=0, le=MOST)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.1, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -83,10 +93,10 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    save_every_steps: int = Field(0, ge=0)
-    keep_checkpoints: int = Field(2, ge=1)
+    save_every_steps: int = Field(0, ge=0, le=MOST)
+    keep_checkpoints: int = Field(2, ge=1, le=MOST)
     tensorboard: bool = False
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")
     def _falling_rate(self) -> TrainingSection:
@@ -122,9 +132,9 @@ class EvaluationSection(Section):
         samples: prompts that are continued at every score, into ``samples.jsonl``.
     """
 
-    every_steps: int = Field(0, ge=0)
-    batch_size: int = Field(16, ge=1)
-    patience: int | None = Field(None, ge=1)
+    every_steps: int = Field(0, ge=0, le=MOST)
+    batch_size: int = Field(16, ge=1, le=MOST)
+    patience: int | None = Field(None, ge=1, le=MOST)
     keep_best: bool = False
     samples: list[str] = []
 
@@ -140,7 +150,9 @@ def _model_section() -> type[Section]:
     """The model's own configuration, as a section: the fields of :class:`LongwaveConfig` and their defaults."""
     own = LongwaveConfig.__annotations__.items()
     fields: dict[str, Any] = {
-        name: (hint, getattr(LongwaveConfig, name)) for name, hint in own if name not in SET_BY_TOKENIZER
+        name: (Annotated[hint, Field(le=MOST_OF_MODEL.get(name))], getattr(LongwaveConfig, name))
+        for name, hint in own
+        if name not in SET_BY_TOKENIZER
     }
     section = create_model("ModelSection", __base__=Section, **fields)
     section.__doc__ = LongwaveConfig.__doc__
@@ -233,11 +245,12 @@ def check_run(values: Mapping[str, Any], source: str) -> Run:
     Raises:
         ValueError: anything is illegal; one line for each complaint.
     """
-    complaints: list[str] = []
+    found = dict([*unfit_numbers(values), *_misplaced_truths(Run, values)])
+    complaints = [f"{path}: {complaint}" for path, complaint in found.items()]
     try:
         run = Run.model_validate(values)
     except ValidationError as error:
-        complaints = [_sentence(item) for item in error.errors()]
+        complaints += [_sentence(item) for item in error.errors() if not _is_within(item["loc"], found)]
         run = _model_alone(values)
     if run is not None:
         complaints += _model_complaints(run)
@@ -254,6 +267,32 @@ def _model_alone(values: Mapping[str, Any]) -> Run | None:
         return None
 
 
+def _is_within(loc: Sequence[str | int], paths: Collection[str]) -> bool:
+    """Whether ``loc`` is one of the dotted ``paths``, or a part of what is there."""
+    return any(".".join(map(str, loc[:length])) in paths for length in range(1, len(loc) + 1))
+
+
+def _misplaced_truths(section: type[BaseModel], values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Path and complaint of every ``true`` or ``false`` within ``values`` that stands for a number of ``section``."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        where = f"{path}.{name}" if path else name
+        kinds = list(_kinds(section.model_fields[name].annotation)) if name in section.model_fields else []
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is not None:
+            for part, entry in enumerate(value) if isinstance(value, list) else [("", value)]:
+                yield from _misplaced_truths(inner, entry, f"{where}.{part}" if isinstance(value, list) else where)
+        elif bool not in kinds and {int, float} & set(kinds):
+            truths = ((place, leaf) for place, leaf in leaves(value, where) if isinstance(leaf, bool))
+            yield from ((place, f"expected a number, got {str(leaf).lower()}") for place, leaf in truths)
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield get_origin(hint) or hint
+    for part in get_args(hint):
+        yield from _kinds(part)
+
+
 def _model_complaints(run: Run) -> list[str]:
     """What the model's configuration and its mixers refuse, found by building it without memory."""
     try:
@@ -261,6 +300,8 @@ def _model_complaints(run: Run) -> list[str]:
             LongwaveForCausalLM(run.model_configuration(run.vocabulary_size()))
     except ValueError as error:
         return [f"model: {error}"]
+    except (RuntimeError, OverflowError, MemoryError) as error:  # of sizes that no tensor can have
+        return [f"model: cannot be built: {type(error).__name__}: {str(error).splitlines()[0]}"]
     return []
 
 
@@ -270,75 +311,16 @@ def read_values(source: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it is not a YAML mapping.
     """
-    path = Path(source)
     if source in preset_names():
-        text = files("longwave.presets").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
-    elif path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{source}: byte {error.start} is not UTF-8") from None
+        preset = files("longwave.presets").joinpath(f"{source}.yaml")
+        values = parse_yaml(preset.read_text(encoding="utf-8"), source) or {}
+    elif os.path.exists(source):
+        values = read_yaml(Path(source)) or {}
     else:
         raise ValueError(f"{source}: no such file or preset; presets: {', '.join(preset_names())}")
-    try:
-        values = yaml.load(text, Loader=_UniqueKeys) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{source}: a run file is a mapping of sections, got {type(values).__name__}")
     return values
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice instead of keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """A mapping, its keys all different."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} is given twice", problem_mark=node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """``path.to.key=value`` as path and YAML value.
-
-    Raises:
-        ValueError: there is no ``=``, no path, or the value is not YAML.
-    """
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise ValueError(f"--set {override!r}: expected name=value")
-    try:
-        return path, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {override!r}: the value is not YAML") from None
-
-
-def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Several ``path.to.key=value`` as nested mappings."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        set_value(values, *parse_override(override))
-    return values
-
-
-def set_value(values: dict[str, Any], path: str, value: Any) -> None:
-    """Put ``value`` where the dotted ``path`` says.
-
-    Raises:
-        ValueError: a part of the path has a value already that is no section.
-    """
-    *parents, last = path.split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ValueError(f"--set {path}: {parent!r} is no section")
-    node[last] = value
 
 
 def _sentence(item: Mapping[str, Any]) -> str:
@@ -347,7 +329,7 @@ def _sentence(item: Mapping[str, Any]) -> str:
     if item["type"] == "value_error":
         return f"{where}: {item['ctx']['error']}"
     if item["type"] != "extra_forbidden":
-        return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+        return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, got {shown(item['input'])}"
     section = Run
     for part in item["loc"][:-1]:
         annotation = section.model_fields[part].annotation

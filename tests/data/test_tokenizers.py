@@ -11,7 +11,7 @@ from longwave.data.tokenizers import vocabulary_size
 
 LOSSLESS = ["byte", "bpe:300"]
 KINDS = [*LOSSLESS, "char", "word"]
-LEGAL = "byte, char, word, bpe:SIZE with SIZE at least 257, sentencepiece:FILE, or the path of a"
+LEGAL = "byte, char, word, bpe:SIZE with SIZE at least 257 and at most 1048576, sentencepiece:FILE, or the path of a"
 TEXT = ("the quick brown fox jumps over the lazy dog; " * 20, "def quick(brown): return fox\n" * 20)
 TOKENIZERS = {kind: build_tokenizer(kind, TEXT) for kind in KINDS}
 

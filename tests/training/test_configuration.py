@@ -101,7 +101,9 @@ class TestOverrides:
         assert sentence == "--set model.hidden_size.wide: 'hidden_size' is no section"
 
     def test_a_value_that_is_not_yaml_is_refused(self, complaints):
-        assert complaints(TINY, ["training.seed=["]) == ["--set 'training.seed=[': the value is not YAML"]
+        assert complaints(TINY, ["training.seed=["]) == [
+            "--set 'training.seed=[': not YAML: line 1, column 2: expected the node content, but found '<stream end>'"
+        ]
 
     def test_an_unknown_key_is_refused_as_in_the_file(self, complaints):
         (sentence,) = complaints(TINY, ["training.batchsize=3"])

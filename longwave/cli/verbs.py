@@ -1,38 +1,50 @@
-"""``longwave VERB``: what the package does, from a shell.
+"""The verbs, which import what they need when they run, so that ``--help`` is quick.
 
-Verbs import what they need when they run, so that ``--help`` is quick. Bad input ends with one clear line
-and exit code 2.
+Bad input is a ``ValueError`` here; :func:`longwave.cli.main` makes one clear line and exit code 2 of it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+from longwave.cli.benchmark import benchmark
+from longwave.cli.output import Json, as_json_text, print_json, print_records
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+#: What wrong usage raises; typer brings it along without a public name.
+UsageError = typer.BadParameter.__mro__[2]
+
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a value: path.to.key=value. Repeatable.")]
 
 
-def main() -> None:
-    """Entry point: exit code 0, 1 (a check or a run failed) or 2 (bad input)."""
-    sys.path.append("")  # module.path:ClassName is looked up in the working directory too
+def invoke(arguments: Sequence[str]) -> int:
+    """Run the verb that ``arguments`` begin with; its exit code. What a verb raises is raised."""
+    command = typer.main.get_command(app)
     try:
-        app()
-    except (ValueError, OSError) as error:
-        print(f"longwave: {error}", file=sys.stderr)
-        sys.exit(2)
-    except FloatingPointError as error:
-        print(f"longwave: {error}", file=sys.stderr)
-        sys.exit(1)
+        with command.make_context("longwave", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except UsageError as error:
+        error.show()
+        return error.exit_code
+    return 0
+
+
+@app.callback()
+def longwave(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Before the verb: show where an error is from.")
+    ] = False,
+) -> None:
+    """What the package does, from a shell. Bad input ends with one clear line and exit code 2."""
 
 
 @app.command()
@@ -60,18 +72,19 @@ def train(
     """Train the model that a run file describes."""
     from dataclasses import asdict
 
-    from longwave.training import load_run
+    from longwave.training import check_memory, load_run
     from longwave.training import train as train_run
 
     _quiet_libraries()
     settings = load_run(run, overrides or [])
+    check_memory(settings)
     output = output or Path("runs") / Path(run).stem
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     record = train_run(settings, output, resume=resume, console=Console(stderr=True, quiet=not first))
     if not first:
         return
     if as_json:
-        print(json.dumps(asdict(record)))
+        print_json(asdict(record))
     else:
         print(f"{_in_words(record.scores)}; saved in {output}")
 
@@ -119,15 +132,15 @@ def evaluate(
         settings = {"batch_size": batch_size, "seed": seed, "label": model, "progress": _progress}
         report = run_suite(loaded, load_tokenizer(model, loaded), **found, **settings)
         if output is not None:
-            replace_text(output, json.dumps(report))
-        return print(json.dumps(report)) if as_json else print_suite(Console(), report)
+            replace_text(output, as_json_text(report))
+        return print_json(report) if as_json else print_suite(Console(), report)
     with _progress("score") as advance:
         result = measure(loaded, batch_size=batch_size, progress=advance)
     counts = {"rows": len(result.rows)}
     if isinstance(result, LikelihoodScore):
         counts = {"tokens": result.num_tokens, "bytes": result.num_bytes}
     if as_json:
-        print(json.dumps({**result.values(), **counts}))
+        print_json({**result.values(), **counts})
     else:
         counted = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         print(f"{_in_words(result.values())} ({counted})")
@@ -183,7 +196,7 @@ def verify(
 ) -> None:
     """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
     from longwave.ops import use_backend
-    from longwave.training.configuration import read_overrides
+    from longwave.training.values import read_overrides
     from longwave.verification import certify, subject_of
     from longwave.verification.report import print_header, print_line
 
@@ -201,7 +214,7 @@ def verify(
     with use_backend(backend):
         certificate = certify(subject, longest=longest, report=report)
     if as_json:
-        print(json.dumps(certificate.as_dict()))
+        print_json(certificate.as_dict())
     raise typer.Exit(0 if certificate.passed else 1)
 
 
@@ -242,7 +255,7 @@ def compare(
 ) -> None:
     """Train models at equal cost and rank them; uncertified ones are not ranked (exit code 1)."""
     from longwave.comparison import Comparison, print_comparison, read_terms
-    from longwave.training.configuration import parse_override
+    from longwave.training.values import parse_override
 
     _quiet_libraries()
     terms = read_terms(
@@ -254,59 +267,13 @@ def compare(
     )
     report = Comparison(terms, output, Console(stderr=True)).run(plan_only=plan)
     if as_json:
-        print(json.dumps(report.as_dict()))
+        print_json(report.as_dict())
     else:
         print_comparison(Console(), report)
     raise typer.Exit(1 if report.invalid else 0)
 
 
-@app.command()
-def benchmark(
-    subject: Annotated[str, typer.Argument(help="`mixers` (training), `ops`, or `decode`.")],
-    mixers: Annotated[str | None, typer.Option(help="Labels, as a,b; default all beside softmax.")] = None,
-    ops: Annotated[str | None, typer.Option(help="Ops, as a,b; default all.")] = None,
-    lengths: Annotated[str, typer.Option(help="Tokens of a sequence, as a,b.")] = "1024,8192",
-    passes: Annotated[
-        str | None, typer.Option(help="Of forward,forward_backward,decode; default the first two.")
-    ] = None,
-    hidden_size: Annotated[int, typer.Option(help="Channels.")] = 512,
-    num_heads: Annotated[int, typer.Option(help="Heads.")] = 8,
-    num_kv_heads: Annotated[int | None, typer.Option(help="Key/value heads of every mixer that has them.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, float64, or bfloat16 (autocast).")] = "float32",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="label.argument=value. Repeatable.")] = None,
-    backend: Annotated[str, typer.Option(help="Of the ops: auto, naive, torch, numba, triton.")] = "auto",
-    repeats: Annotated[int | None, typer.Option(help="Rounds; default by the time they take.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of PyTorch; default its own choice.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    breakdown: Annotated[bool, typer.Option("--breakdown", help="Take one mixer's pass apart instead.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Time and memory beside softmax in the same process; what is not certified is not timed (exit code 1)."""
-    from longwave.benchmarks import print_report, read_settings, run_benchmark, watch_on_terminal
-    from longwave.training.configuration import parse_override
-
-    sizes = {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
-    run = {"batch_size": batch_size, "dtype": dtype, "backend": backend, "repeats": repeats, "threads": threads}
-    settings = read_settings(
-        subject,
-        mixers=mixers,
-        ops=ops,
-        lengths=lengths,
-        passes=passes,
-        overrides=[parse_override(override) for override in overrides or []],
-        device=device,
-        breakdown=breakdown,
-        **sizes,
-        **run,
-    )
-    with watch_on_terminal() as watch:
-        report = run_benchmark(settings, watch)
-    if as_json:
-        print(json.dumps(report.as_dict()))
-    else:
-        print_report(Console(), report)
-    raise typer.Exit(0 if report.passed else 1)
+app.command()(benchmark)
 
 
 @app.command("list")
@@ -333,14 +300,14 @@ def list_all(
         presets.append({"name": name, "description": run.description, "published": run.published})
     forms = describe_backends() if backends else []
     if as_json:
-        print(json.dumps({"mixers": mixers, "presets": presets, **({"backends": forms} if backends else {})}))
+        print_json({"mixers": mixers, "presets": presets, **({"backends": forms} if backends else {})})
         return
-    _print_table("Mixers", mixers)
+    print_records("Mixers", mixers)
     for preset in presets:
         preset["published"] = ", ".join(f"{key} {value}" for key, value in preset["published"].items())
-    _print_table("Presets", presets)
+    print_records("Presets", presets)
     if forms:
-        _print_table("Backends", forms)
+        print_records("Backends", forms)
 
 
 def _measure_properties(target: str, as_json: bool) -> bool:
@@ -351,7 +318,7 @@ def _measure_properties(target: str, as_json: bool) -> bool:
     published = properties_of(target)
     if as_json:
         report = measure_properties(target, published)
-        print(json.dumps(report.as_dict()))
+        print_json(report.as_dict())
     else:
         printer = PropertyPrinter(Console(), target)
         report = measure_properties(target, published, report=printer.line)
@@ -361,15 +328,6 @@ def _measure_properties(target: str, as_json: bool) -> bool:
 
 def _in_words(scores: dict[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
-
-
-def _print_table(title: str, rows: list[dict]) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
 
 
 def _quiet_libraries() -> None:
@@ -394,7 +352,3 @@ class _progress:
 
     def __exit__(self, *error) -> None:
         self.bar.stop()
-
-
-if __name__ == "__main__":
-    main()

@@ -16,11 +16,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from longwave.data.sealed import replace_text
 
 HEARTBEAT_SECONDS = 10.0
 #: A holder on another machine counts as dead so long after its last heartbeat.
@@ -29,8 +32,10 @@ POLL_SECONDS = 0.1
 
 
 @contextmanager
-def lease(path: Path, *, wait: bool = False) -> Iterator[None]:
+def lease(path: Path, *, wait: bool = False) -> Iterator[Callable[[int], None]]:
     """Hold ``path``, which no other process can meanwhile; its parent must exist.
+
+    Gives a function that lets a child process, by its number, hold it too: it is free when both have ended.
 
     A holder on this machine whose process has ended counts for nothing; where that cannot be known (another machine or
     container, or a system without ``/proc``), one whose last heartbeat is ``STALE_SECONDS`` old.
@@ -46,7 +51,7 @@ def lease(path: Path, *, wait: bool = False) -> Iterator[None]:
     heart = threading.Thread(target=_beat, args=(holder, ended), daemon=True)
     heart.start()
     try:
-        yield
+        yield partial(_share, holder)
     finally:
         ended.set()
         heart.join()
@@ -61,7 +66,7 @@ def _acquire(path: Path, wait: bool) -> Path:
     candidate = Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=".candidate", dir=path.parent))
     mine = candidate / f"{uuid4().hex}.json"
     try:
-        mine.write_text(json.dumps(_this_process()))
+        mine.write_text(json.dumps(_this_process()), encoding="utf-8")
         while True:
             os.utime(mine)
             now = mine.stat().st_mtime  # by the clock of the file system, which all machines share
@@ -86,9 +91,9 @@ def _acquire(path: Path, wait: bool) -> Path:
 
 def _refuse(path: Path, living: list[Path]) -> None:
     for holder in living:
-        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        with suppress(OSError, ValueError, TypeError, KeyError, StopIteration, RecursionError):
             found = json.loads(holder.read_text(encoding="utf-8"))
-            where = f"process {found['process']} on {found['host']}"
+            where = f"process {next(iter(found['started']))} on {found['host']}"
             break
     else:
         where = "another process"
@@ -113,15 +118,20 @@ def _living(folder: Path, now: float) -> list[Path]:
 def _is_alive(holder: Path, now: float) -> bool:
     try:
         beat_at = holder.stat().st_mtime
-        found = json.loads(holder.read_text(encoding="utf-8"))
-        here = _this_process()
+        found, here = json.loads(holder.read_text(encoding="utf-8")), _this_process()
         if here["place"] and found["place"] == here["place"]:
-            return found["started"] is not None and found["started"] == _started(int(found["process"]))
+            return any(tick is not None and tick == _started(process) for process, tick in found["started"].items())
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass  # nothing can be known of it but its age
     return now - beat_at < STALE_SECONDS
+
+
+def _share(holder: Path, process: int) -> None:
+    found = json.loads(holder.read_text(encoding="utf-8"))
+    found["started"][str(process)] = _started(process)
+    replace_text(holder, json.dumps(found))
 
 
 def _beat(holder: Path, ended: threading.Event) -> None:
@@ -131,15 +141,15 @@ def _beat(holder: Path, ended: threading.Event) -> None:
 
 
 def _this_process() -> dict[str, Any]:
-    """What a holder's file says; ``place`` names the machine since it was started, and which of its processes it sees."""
-    here = {"host": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid()), "place": ""}
+    """What a holder's file says: the machine, since it was started, with the processes it sees, and who holds."""
+    here = {"host": socket.gethostname(), "place": "", "started": {str(os.getpid()): _started(os.getpid())}}
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         here["place"] = f"{here['host']} {boot} {os.readlink('/proc/self/ns/pid')}"
     return here
 
 
-def _started(process: int) -> int | None:
+def _started(process: int | str) -> int | None:
     """When a process began, in ticks since the machine was started; ``None`` if it does not run, or cannot be seen."""
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -28,7 +28,7 @@ from longwave.data.sealed import replace_text
 HEARTBEAT_SECONDS = 10.0
 #: A holder on another machine counts as dead so long after its last heartbeat.
 STALE_SECONDS = 120.0
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 
 
 @contextmanager
@@ -71,8 +71,7 @@ def _acquire(path: Path, wait: bool) -> Path:
             os.utime(mine)
             now = mine.stat().st_mtime  # by the clock of the file system, which all machines share
             for other in path.parent.glob(f"{path.name}.*.candidate"):
-                if not _living(other, now) and now - other.stat().st_mtime > STALE_SECONDS:
-                    _remove_if_empty(other)
+                _remove_if_left(other, now)
             if not (living := _living(path, now)):
                 _remove_if_empty(path)  # not every system renames over an empty folder
                 try:
@@ -113,6 +112,14 @@ def _living(folder: Path, now: float) -> list[Path]:
         else:
             holder.unlink(missing_ok=True)
     return living
+
+
+def _remove_if_left(candidate: Path, now: float) -> None:
+    """Remove what a process made that was killed while it tried; it may be about to write its holder's file."""
+    with suppress(OSError):
+        made_at, files = candidate.stat().st_mtime, list(candidate.glob("*.json"))
+        if not _living(candidate, now) and (files or now - made_at > STALE_SECONDS):
+            candidate.rmdir()
 
 
 def _is_alive(holder: Path, now: float) -> bool:

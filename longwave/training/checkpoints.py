@@ -31,7 +31,7 @@ def seal(directory: Path, identity: str) -> None:
 
 
 def complaint(directory: Path, identity: str) -> str | None:
-    """Why this checkpoint must not be resumed from; ``None`` if it is whole, of this run and of the step it is named."""
+    """Why this checkpoint must not be resumed from; ``None`` if it is whole, of this run and of its name's step."""
     try:
         manifest = read_sealed(directory / MANIFEST)
         owner, step, listed = manifest["identity"], manifest["step"], manifest["files"]

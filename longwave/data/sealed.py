@@ -40,7 +40,7 @@ def altered(folder: Path, files: Mapping[str, str]) -> str | None:
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """Replace ``path`` by a JSON object that carries a hash of itself; its numbers are finite."""
-    replace_text(path, json.dumps({**values, SEAL: _hash(values)}, indent=1, allow_nan=False) + "\n")
+    replace_text(path, _sealed(values))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -51,11 +51,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
         ValueError: it holds anything else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        seal = values.pop(SEAL)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{path}: expected JSON with a seal of its own") from None
-    if seal != _hash(values):
+        text = path.read_bytes().decode()
+        values = json.loads(text)
+        del values[SEAL]
+        whole = text == _sealed(values)
+    except (IsADirectoryError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path}: expected a file of JSON with a seal of its own") from None
+    if not whole:
         raise ValueError(f"{path}: was altered after it was written")
     return values
 
@@ -91,14 +93,17 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def saving(path: Path) -> Iterator[None]:
-    """Turn every kind of failure to write (Python's, PyTorch's, safetensors') into a sentence that names ``path``.
+    """Turn every library's way of failing to write into a sentence that names ``path``.
 
     Raises:
         ValueError: the sentence.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        # PyTorch raises RuntimeError, tokenizers Exception itself.
+        if not isinstance(error, (OSError, RuntimeError, SafetensorError)) and type(error) is not Exception:
+            raise
         raise ValueError(f"{path}: cannot be written: {' '.join(str(error).split())}") from error
 
 
@@ -122,5 +127,6 @@ def remove(folder: Path, pattern: str, when: Callable[[Path], bool] = lambda pat
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _hash(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _sealed(values: Mapping[str, Any]) -> str:
+    seal = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return json.dumps({**values, SEAL: seal}, indent=1, allow_nan=False) + "\n"

@@ -21,7 +21,7 @@ import numpy as np
 from longwave.data.corpora import Contents, Corpus, Meter
 from longwave.data.lease import lease
 from longwave.data.packing import DocumentStarts, TokenStream, encode
-from longwave.data.sealed import altered, fingerprint, read_sealed, remove, sync, write_sealed
+from longwave.data.sealed import altered, fingerprint, read_sealed, remove, saving, sync, write_sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +95,7 @@ def measure(corpus: Corpus, root: Path) -> Contents:
         raise ValueError(f"{corpus.name}: the text changed while it was read")
     if signature and time.time() - max(path.stat().st_mtime for path in corpus.files) > SETTLED_SECONDS:
         with lease(note.with_suffix(".lease"), wait=True):
+            remove(root, note.name)
             write_sealed(note, {"signature": signature, "contents": asdict(contents)})
     return contents
 
@@ -169,7 +170,8 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of the files that a tokenizer saves."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        with saving(Path(folder)):
+            tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 digest.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from longwave.data.sealed import replace_text as replace_text
 from longwave.data.sealed import saving
 from longwave.evaluation import Score, recorded_loss
-from longwave.training.checkpoints import SAMPLES
+from longwave.training.checkpoints import SAMPLES, writing
 from longwave.training.configuration import EvaluationSection
 
 BEST = "best.safetensors"
@@ -131,9 +131,9 @@ class Validation(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         """Put the best weights into the checkpoint, before it is sealed."""
         if self.best_weights is not None and state.is_world_process_zero:
-            path = self.output / f"checkpoint-{state.global_step}" / BEST
-            with saving(path):
-                save_file(self.best_weights, path)
+            checkpoint = self.output / f"checkpoint-{state.global_step}"
+            with writing(checkpoint):
+                save_file(self.best_weights, checkpoint / BEST)
 
     def _remember(self, loss: float) -> bool:
         better = loss < self.best

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from longwave.data.sealed import altered, fingerprint, read_sealed, remove, replacing, sync, write_sealed
+from longwave.data.sealed import altered, fingerprint, read_sealed, remove, replacing, saving, sync, write_sealed
 
 MANIFEST = "manifest.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -64,6 +66,21 @@ def newest_whole(output: Path, identity: str) -> tuple[Path | None, list[str]]:
     return None, sentences
 
 
+@contextmanager
+def writing(checkpoint: Path) -> Iterator[None]:
+    """Write a part of a checkpoint, all of which is removed if it cannot be written: the disk may be full.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        with saving(checkpoint):
+            yield
+    except ValueError:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise
+
+
 def rotate(output: Path, keep: int) -> None:
     """Delete all but the ``keep`` newest checkpoints."""
     for directory in _checkpoints(output)[:-keep]:
@@ -87,11 +104,10 @@ def keep_lines(output: Path, checkpoint: Path) -> None:
 def restore_lines(output: Path, checkpoint: Path | None) -> None:
     """Make metrics and samples what they were at a whole checkpoint; without one, nothing."""
     for name in (METRICS, SAMPLES):
+        remove(output, name)
         if checkpoint is not None and (checkpoint / name).exists():
             with replacing(output / name) as beside:
                 shutil.copyfile(checkpoint / name, beside)
-        else:
-            remove(output, name)
 
 
 def step_of(checkpoint: Path) -> int:

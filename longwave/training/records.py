@@ -16,12 +16,13 @@ from longwave.data import Data
 from longwave.data.sealed import altered, fingerprint, read_sealed, write_sealed
 from longwave.evaluation import Score
 from longwave.model import LongwaveForCausalLM
+from longwave.training.checkpoints import METRICS, SAMPLES
 from longwave.training.configuration import Run
 from longwave.verification.provenance import commit
 
 RECORD = "record.json"
 #: Names of the files that a record vouches for.
-VOUCHED = ("run.yaml", "*.jsonl", "scored_rows.npy", "config.json", "model*.safetensors*", "tokenizer*.json")
+VOUCHED = ("run.yaml", METRICS, SAMPLES, "scored_rows.npy", "*config.json", "model*.safetensors*", "tokenizer.json")
 
 
 @dataclass(frozen=True)

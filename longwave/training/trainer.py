@@ -16,9 +16,8 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import has_length
 
 from longwave.data import PackedRows
-from longwave.data.sealed import saving
 from longwave.model import LongwaveCache, LongwaveForCausalLM
-from longwave.training.checkpoints import keep_lines, rotate, seal
+from longwave.training.checkpoints import keep_lines, rotate, seal, writing
 from longwave.training.configuration import Run, TrainingSection
 from longwave.training.optimizers import build_optimizer
 from longwave.training.schedule import learning_rate
@@ -111,7 +110,7 @@ class RunTrainer(Trainer):
         return [checkpoint / place for place in places] if self.carry_state else []
 
     def _save_checkpoint(self, *args, **kwargs):
-        with saving(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+        with writing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(*args, **kwargs)
 
     def resume(self, checkpoint: Path) -> None:
@@ -140,7 +139,7 @@ class SealCheckpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         """Called when the Trainer and the other callbacks have written all they write."""
         trainer, checkpoint = self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        with saving(checkpoint):
+        with writing(checkpoint):
             for cache, path in zip(trainer.carried, trainer.carried_files(checkpoint), strict=False):
                 cache.save(path, trainer.model.config)
             trainer.accelerator.wait_for_everyone()

@@ -13,6 +13,7 @@ from longwave.data import lease as lease_file
 from longwave.data.lease import STALE_SECONDS, lease
 
 CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["longwave.data.lease"])
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ class TestTrain:
         code, out, err = longwave("train", run, "--output", tmp_path / "out", "--json")
         record = json.loads(out)
         assert code == 0
-        assert record == json.loads((tmp_path / "out" / "record.json").read_text())
+        assert record.items() <= json.loads((tmp_path / "out" / "record.json").read_text()).items()
         assert "parameters" in err
         assert "shards" not in err, "a bar of transformers' own"
 

@@ -23,6 +23,7 @@ from longwave.comparison.workers import train_all
 from longwave.data import ScoredRows, chance, solve
 from longwave.ops import use_backend
 from longwave.training import Data, Run, prepare_data
+from longwave.training.trainer import check_rows
 from longwave.verification import MixerSubject, Verdict, certify, mixer_subject
 from longwave.verification.provenance import commit
 from longwave.verification.report import print_header, print_line
@@ -74,6 +75,8 @@ class Comparison:
         """
         terms = self.terms
         data = prepare_data(terms.arms[0].run)
+        for run in self.sized.values():
+            check_rows(run, data.train)
         certificates = {arm.name: self._certificate(arm) for arm in terms.arms}
         entrants = self._entrants([arm.name for arm in terms.arms if certificates[arm.name] == PASSED], data)
         trials = [self._trials(entrant) for entrant in entrants]
@@ -159,12 +162,11 @@ class Comparison:
 
     def _train(self, paths: list[Path], data: Data) -> None:
         """Train what has not ended; what has must be of today's data."""
-        left = []
+        left = {}
         for path in dict.fromkeys(paths):
-            outcome = self.store.outcome(path)
+            outcome = self.store.outcome(path, self.runs[path])
             if outcome is None:
-                self.store.write_run(path, self.runs[path])
-                left.append(path)
+                left[path] = self.runs[path]
             else:
                 outcome.check(data)
                 self.store.tidy(path)
@@ -172,7 +174,7 @@ class Comparison:
         minutes = sum(self.estimates[path] for path in left) / 60 / beside
         if left:
             self._say(f"{len(left)} runs to train, about {minutes:,.1f} minutes")
-        train_all(left, self.store, self.console, self.terms.jobs)
+            train_all(left, self.store, self.console, self.terms.jobs)
 
     def _entry(self, entrant: Entrant, trials: Mapping[float, Path]) -> Entry:
         """The entrant with the rate that did best; the one of its run if none was tried."""
@@ -190,7 +192,7 @@ class Comparison:
         )
 
     def _outcome(self, path: Path) -> Outcome:
-        outcome = self.store.outcome(path)
+        outcome = self.store.outcome(path, self.runs[path])
         assert outcome is not None
         return outcome
 

@@ -10,15 +10,19 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from longwave.data.sealed import read_sealed, replace_text, write_sealed
 from longwave.training import Data, Record, Run
-from longwave.training.callbacks import replace_text
+from longwave.training.records import RECORD, dump, run_sha256
+
+DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Store:
     """What lies in ``directory``."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        self.directory, self.runs = directory, directory / "runs"
 
     def run_file(self, name: str, run: Run, source: str = "") -> Path:
         """Where the run is a file of its own, ``runs/NAME-HASH.yaml``; its run directory is ``runs/NAME-HASH``.
@@ -59,30 +63,39 @@ class Store:
             source: of code that is not the package's and on which the run depends.
         """
         key = [run.model_dump(mode="json"), source] if source else run.model_dump(mode="json")
-        return self.directory / "runs" / f"{_slug(name)}-{_hash(key)}.yaml"
+        return self.runs / f"{_slug(name)}-{_hash(key)}.yaml"
 
-    def write_run(self, path: Path, run: Run) -> None:
-        """Write a run's file, if it is not there."""
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(path, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    @contextmanager
+    def written(self, path: Path, run: Run) -> Iterator[None]:
+        """Have a run's file in its place; it is removed again if the run is refused before it has begun."""
+        replace_text(path, dump(run))
+        try:
+            yield
+        finally:
+            if not path.with_suffix("").exists():
+                path.unlink()
 
-    def outcome(self, run_file: Path) -> Outcome | None:
-        """What a run came to; ``None`` if it has not ended."""
+    def outcome(self, run_file: Path, run: Run) -> Outcome | None:
+        """What a run came to; ``None`` if it has not ended.
+
+        Raises:
+            ValueError: what is there is not as it was when the run ended.
+        """
         directory = run_file.with_suffix("")
-        if (directory / "diverged.txt").exists():
-            return Outcome(directory, None, None, (directory / "diverged.txt").read_text(encoding="utf-8"))
-        if not (directory / "record.json").exists():
+        if (directory / DIVERGED).exists():
+            found = read_sealed(directory / DIVERGED)
+            if found.get("run_sha256") != run_sha256(run):
+                raise ValueError(f"{directory / DIVERGED}: belongs to another run; remove it to train this one")
+            return Outcome(directory, None, None, found["reason"])
+        if not (directory / RECORD).exists():
             return None
-        record = Record.read(directory / "record.json")
-        rows = np.load(directory / "scored_rows.npy")
-        if not np.isfinite(rows).all():
-            return Outcome(directory, record, None, "the score is not finite")
-        return Outcome(directory, record, rows)
+        return Outcome(directory, Record.read(directory, run), np.load(directory / "scored_rows.npy"))
 
-    def diverged(self, run_file: Path, reason: str) -> None:
-        """Note that a run stopped because its gradient was not finite."""
-        replace_text(run_file.with_suffix("") / "diverged.txt", reason)
+    def diverged(self, run_file: Path, run: Run, reason: str) -> None:
+        """Note that a run stopped because its gradient or score was not finite."""
+        directory = run_file.with_suffix("")
+        directory.mkdir(exist_ok=True)
+        write_sealed(directory / DIVERGED, {"reason": reason, "run_sha256": run_sha256(run)})
 
     def tidy(self, run_file: Path) -> None:
         """Remove the checkpoints of a run that has ended."""
@@ -90,15 +103,27 @@ class Store:
             shutil.rmtree(checkpoint)
 
     def speed(self, key: Any) -> float | None:
-        """Seconds a token that were noted for a JSON key."""
+        """Seconds a token that were noted for a JSON key.
+
+        Raises:
+            ValueError: the note is damaged: another measurement would be another budget.
+        """
         path = self._speed_file(key)
-        return json.loads(path.read_text(encoding="utf-8"))["seconds_per_token"] if path.exists() else None
+        try:
+            found = read_sealed(path)
+            if _hash(found["of"]) != _hash(key):
+                raise ValueError(f"{path}: is of other models")
+            return found["seconds_per_token"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{error}; remove it to measure again, which changes budgets of seconds") from None
 
     def note_speed(self, key: Any, seconds_per_token: float) -> None:
         """Keep seconds a token for a JSON key."""
         path = self._speed_file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps({"seconds_per_token": seconds_per_token, "of": key}, indent=1))
+        write_sealed(path, {"seconds_per_token": seconds_per_token, "of": key})
 
     def write_report(self, values: dict[str, Any]) -> Path:
         """Replace ``comparison.json``."""

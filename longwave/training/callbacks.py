@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from longwave.data.sealed import replace_text as replace_text
+from longwave.data.sealed import saving
 from longwave.evaluation import Score, recorded_loss
+from longwave.training.checkpoints import SAMPLES, writing
 from longwave.training.configuration import EvaluationSection
+
+BEST = "best.safetensors"
 
 
 class StopBeforeNonFinite(TrainerCallback):
@@ -31,10 +36,7 @@ class StopBeforeNonFinite(TrainerCallback):
 
 
 class JsonLines(TrainerCallback):
-    """Appends every logged record to a file, one JSON object a line, with the tokens and seconds so far.
-
-    ``begin_at(step)`` forgets what lies beyond the step that a run resumes from.
-    """
+    """Appends every logged record to a file, one JSON object a line, with the tokens and seconds so far."""
 
     def __init__(self, path: Path, tokens_per_step: int) -> None:
         self.path, self.tokens_per_step = path, tokens_per_step
@@ -45,15 +47,11 @@ class JsonLines(TrainerCallback):
         """Training time so far, over all sittings."""
         return round(self.before_seconds + time.monotonic() - self.began_at, 3)
 
-    def begin_at(self, step: int, *, rewrite: bool = True) -> list[dict]:
-        """Start the clock and return the records up to ``step``; with ``rewrite`` only they stay in the file."""
-        records = []
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = (json.loads(line) for line in lines if line.endswith("\n"))
-            records = [record for record in whole if record["step"] <= step]
-            if rewrite:
-                replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+    def begin(self, checkpoint: Path | None) -> list[dict]:
+        """Start the clock where a whole checkpoint, if there is one, left it; the records up to there."""
+        past = checkpoint / self.path.name if checkpoint else None
+        lines = past.read_text(encoding="utf-8").splitlines() if past and past.exists() else []
+        records = [json.loads(line) for line in lines]
         self.before_seconds = records[-1]["seconds"] if records else 0.0
         self.began_at = time.monotonic()
         return records
@@ -64,14 +62,19 @@ class JsonLines(TrainerCallback):
             self.write(state.global_step, {name: value for name, value in (logs or {}).items() if name != "epoch"})
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one record."""
-        record = {"step": step, "tokens": step * self.tokens_per_step, "seconds": self.seconds, **values}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one record.
+
+        Raises:
+            FloatingPointError: a value is not finite.
+        """
+        check_finite(f"step {step}", values)
+        append(self.path, {"step": step, "tokens": step * self.tokens_per_step, "seconds": self.seconds, **values})
 
 
 class Validation(TrainerCallback):
     """Scores the model every few steps, samples from it, keeps the best weights, and stops when none come.
+
+    The best weights (``best_weights``, if ``keep_best``) stay in memory and are part of every checkpoint.
 
     Args:
         settings: the run file's section.
@@ -91,22 +94,20 @@ class Validation(TrainerCallback):
     ) -> None:
         self.settings, self.score, self.sample, self.metrics, self.output = settings, score, sample, metrics, output
         self.best, self.since_best = math.inf, 0
+        self.best_weights: dict[str, Tensor] | None = None
 
     @property
     def exhausted(self) -> bool:
         """Whether ``patience`` scores have passed without a better one."""
         return self.settings.patience is not None and self.since_best >= self.settings.patience
 
-    @property
-    def best_weights(self) -> Path:
-        """The best-scored weights, if ``keep_best``."""
-        return self.output / "best.safetensors"
-
-    def begin_at(self, records: list[dict]) -> None:
-        """Learn from the records of earlier sittings."""
+    def begin(self, records: list[dict], checkpoint: Path | None) -> None:
+        """Learn from the records of earlier sittings, and take the best weights from their checkpoint."""
         for record in records:
             if (loss := recorded_loss(record)) is not None:
                 self._remember(loss)
+        if checkpoint is not None and (checkpoint / BEST).exists():
+            self.best_weights = load_file(checkpoint / BEST)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Score, if this is the step for it; the metrics' clock stands still meanwhile."""
@@ -114,18 +115,25 @@ class Validation(TrainerCallback):
             return
         began_at = time.monotonic()
         result = self.score(model)
-        better = self._remember(result.loss)
+        check_finite(f"step {state.global_step}", result.values())
+        if self._remember(result.loss) and self.settings.keep_best:
+            how = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+            self.best_weights = {name: tensor.to(**how) for name, tensor in model.state_dict().items()}
         if state.is_world_process_zero:
             self.metrics.write(state.global_step, result.values())
-            if better and self.settings.keep_best:
-                save_weights(model, self.best_weights)
             for prompt in self.settings.samples:
                 line = {"step": state.global_step, "prompt": prompt, "text": self.sample(model, prompt)}
-                with (self.output / "samples.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                append(self.output / SAMPLES, line)
         if self.exhausted:
             control.should_training_stop = True
         self.metrics.began_at += time.monotonic() - began_at
+
+    def on_save(self, args, state, control, **kwargs):
+        """Put the best weights into the checkpoint, before it is sealed."""
+        if self.best_weights is not None and state.is_world_process_zero:
+            checkpoint = self.output / f"checkpoint-{state.global_step}"
+            with writing(checkpoint):
+                save_file(self.best_weights, checkpoint / BEST)
 
     def _remember(self, loss: float) -> bool:
         better = loss < self.best
@@ -165,23 +173,18 @@ class ProgressBar(TrainerCallback):
             self.bar.update(self.task, loss=f"{logs['loss']:.3f}")
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename: it is the old one or the new one, never half."""
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+def check_finite(where: str, values: Mapping[str, float]) -> None:
+    """See that every value is a finite number.
+
+    Raises:
+        FloatingPointError: one is not.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{where}: {name.replace('_', ' ')} is not finite: {value}")
 
 
-def save_rows(rows: np.ndarray, path: Path) -> None:
-    """Write an array as ``.npy``, beside its place first."""
-    beside = path.with_name(f"{path.name}.part")
-    with beside.open("wb") as file:
-        np.save(file, rows)
-    beside.replace(path)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's parameters as safetensors, beside their place first."""
-    beside = path.with_name(f"{path.name}.part")
-    save_model(model, str(beside))
-    beside.replace(path)
+def append(path: Path, values: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file."""
+    with saving(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")

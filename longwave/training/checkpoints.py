@@ -2,59 +2,53 @@
 
 The Trainer writes straight into ``checkpoint-N``. A kill leaves a torn directory, and a flipped bit or a file of
 another checkpoint would be accepted in silence; so a directory counts only if every file is as its manifest says.
+What a run appends to as it goes is kept in its checkpoints too, and comes from there when it is resumed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from longwave.data.sealed import altered, fingerprint, read_sealed, remove, replacing, saving, sync, write_sealed
+
 MANIFEST = "manifest.json"
-BLOCK_BYTES = 1 << 20
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)", re.ASCII)
 
 
 def seal(directory: Path, identity: str) -> None:
-    """Make a finished checkpoint count: sync its files, then write size and SHA-256 of each in one rename.
+    """Make a finished checkpoint count: sync its files, then write the SHA-256 of each, and the step, in one rename.
 
     ``identity`` names the run that may resume from it.
     """
-    entries = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            entries[path.relative_to(directory).as_posix()] = _fingerprint(path)
-    beside = directory / f"{MANIFEST}.part"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump({"identity": identity, "files": entries}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(directory / MANIFEST)
+    files = {}
+    for name in sorted(_files(directory) - {MANIFEST}):
+        sync(directory / name)
+        files[name] = fingerprint(directory / name)
+    write_sealed(directory / MANIFEST, {"identity": identity, "step": step_of(directory), "files": files})
 
 
 def complaint(directory: Path, identity: str) -> str | None:
-    """Why this checkpoint must not be resumed from; ``None`` if it is whole and of this run."""
+    """Why this checkpoint must not be resumed from; ``None`` if it is whole, of this run and of its name's step."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        listed = {str(name): tuple(entry) for name, entry in manifest["files"].items()}
-        owner = manifest["identity"]
+        manifest = read_sealed(directory / MANIFEST)
+        owner, step, listed = manifest["identity"], manifest["step"], manifest["files"]
     except FileNotFoundError:
         return "was not finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError):
         return "has an unreadable manifest"
     if owner != identity:
         return "belongs to another run"
-    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-    if present - {MANIFEST} != set(listed):
-        odd = sorted((present - {MANIFEST}) ^ set(listed))
+    if step != step_of(directory):
+        return f"is of step {step}"
+    if odd := sorted((_files(directory) - {MANIFEST}) ^ set(listed)):
         return f"has files missing or added: {odd[0]}"
-    for name, entry in listed.items():
-        if _fingerprint(directory / name) != entry:
-            return f"was altered: {name}"
-    return None
+    changed = altered(directory, listed)
+    return None if changed is None else f"was altered: {changed}"
 
 
 def newest_whole(output: Path, identity: str) -> tuple[Path | None, list[str]]:
@@ -68,10 +62,23 @@ def newest_whole(output: Path, identity: str) -> tuple[Path | None, list[str]]:
         if reason is None:
             return directory, sentences
         sentences.append(f"{directory} {reason}; not used")
-        broken = directory.with_name(f"{directory.name}.broken")
-        shutil.rmtree(broken, ignore_errors=True)
-        directory.rename(broken)
+        directory.rename(directory.with_name(f"{directory.name}.broken"))
     return None, sentences
+
+
+@contextmanager
+def writing(checkpoint: Path) -> Iterator[None]:
+    """Write a part of a checkpoint, all of which is removed if it cannot be written: the disk may be full.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        with saving(checkpoint):
+            yield
+    except ValueError:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise
 
 
 def rotate(output: Path, keep: int) -> None:
@@ -81,14 +88,36 @@ def rotate(output: Path, keep: int) -> None:
         shutil.rmtree(directory)
 
 
+def clear(output: Path) -> None:
+    """Delete what earlier sittings left half written, or set aside."""
+    for pattern in ("*.part", "checkpoint-*.broken"):
+        remove(output, pattern)
+
+
+def keep_lines(output: Path, checkpoint: Path) -> None:
+    """Put the metrics and samples so far into a checkpoint that is not sealed yet."""
+    for name in (METRICS, SAMPLES):
+        if (output / name).exists():
+            shutil.copyfile(output / name, checkpoint / name)
+
+
+def restore_lines(output: Path, checkpoint: Path | None) -> None:
+    """Make metrics and samples what they were at a whole checkpoint; without one, nothing."""
+    for name in (METRICS, SAMPLES):
+        remove(output, name)
+        if checkpoint is not None and (checkpoint / name).exists():
+            with replacing(output / name) as beside:
+                shutil.copyfile(checkpoint / name, beside)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _files(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
 def _checkpoints(output: Path) -> list[Path]:
-    found = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def _fingerprint(path: Path) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return path.stat().st_size, digest.hexdigest()
+    return sorted((path for path in output.glob("checkpoint-*") if NAME.fullmatch(path.name)), key=step_of)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import yaml
 
 from longwave.data import Data
+from longwave.data.sealed import altered, fingerprint, read_sealed, write_sealed
 from longwave.evaluation import Score
 from longwave.model import LongwaveForCausalLM
+from longwave.training.checkpoints import METRICS, SAMPLES
 from longwave.training.configuration import Run
 from longwave.verification.provenance import commit
+
+RECORD = "record.json"
+#: Names of the files that a record vouches for.
+VOUCHED = ("run.yaml", METRICS, SAMPLES, "scored_rows.npy", "*config.json", "model*.safetensors*", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -38,17 +45,43 @@ class Record:
     num_threads: int
     versions: dict[str, str]
 
+    def write(self, output: Path, run: Run) -> None:
+        """End a run: seal ``record.json`` over the files in its directory that it vouches for."""
+        names = sorted({path.name for pattern in VOUCHED for path in output.glob(pattern)})
+        files = {name: fingerprint(output / name) for name in names}
+        write_sealed(output / RECORD, {**asdict(self), "run_sha256": run_sha256(run), "files": files})
+
     @classmethod
-    def read(cls, path: Path) -> Record:
-        """What ``path`` holds.
+    def read(cls, output: Path, run: Run) -> Record:
+        """The record of a run that has ended, if all is as it was then.
 
         Raises:
-            ValueError: it is no record, or one of another version of the package.
+            ValueError: ``record.json`` is no record, one of another run or of another version of the package, or a
+                file that it vouches for is not as it was.
         """
+        path = output / RECORD
+        remedy = "remove record.json to go on from the newest checkpoint, or the directory to begin again"
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a record that this version writes: {error}") from None
+            values = read_sealed(path)
+            of, files = values.pop("run_sha256"), values.pop("files")
+            record = cls(**values)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: not a record that this version writes: {error}; {remedy}") from None
+        if of != run_sha256(run):
+            raise ValueError(f"{path}: belongs to another run; {remedy}")
+        if name := altered(output, files):
+            raise ValueError(f"{output / name}: is not as it was when the run ended; {remedy}")
+        return record
+
+
+def run_sha256(run: Run) -> str:
+    """What a run is known by: the hash of its run file, every default filled in."""
+    return hashlib.sha256(dump(run).encode()).hexdigest()
+
+
+def dump(run: Run) -> str:
+    """The run file with every default filled in."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def body_parameters(model: LongwaveForCausalLM) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from safetensors.torch import load_model
 from torch import nn
@@ -20,15 +18,18 @@ from transformers import PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging
 
 from longwave.data import Data, ScoredRows, preparation
+from longwave.data.lease import lease
+from longwave.data.sealed import making, replace_text, replacing, saving
 from longwave.evaluation import Score, recall, score
 from longwave.model import LongwaveForCausalLM
-from longwave.training.callbacks import JsonLines, ProgressBar, StopBeforeNonFinite, Validation, replace_text, save_rows
-from longwave.training.checkpoints import newest_whole
-from longwave.training.configuration import Run
-from longwave.training.records import Record, forecast, make_record
+from longwave.training.callbacks import JsonLines, ProgressBar, StopBeforeNonFinite, Validation, check_finite
+from longwave.training.checkpoints import METRICS, clear, newest_whole, restore_lines, step_of
+from longwave.training.configuration import Run, read_values
+from longwave.training.records import RECORD, Record, dump, forecast, make_record
 from longwave.training.trainer import RunTrainer
 
 SAMPLE_TOKENS = 80
+LEASE = "lease"
 
 
 def train(
@@ -42,35 +43,41 @@ def train(
         data: the run's data if already prepared.
 
     Raises:
-        ValueError: ``output`` is in use or holds another run, or the data cannot be read.
-        FloatingPointError: a gradient is not finite; nothing of that step has been applied.
+        ValueError: ``output`` is in use or holds another run, the data cannot be read, or a file cannot be written;
+            a run that is refused leaves nothing behind.
+        FloatingPointError: a gradient or a score is not finite; nothing of that step has been applied.
     """
-    if int(os.environ.get("RANK", "0")) == 0:  # the other processes of torchrun may come when it has begun to write
-        _check_directory(run, output, resume)
-    if resume and (output / "record.json").exists():
-        return Record.read(output / "record.json")
     console = console or Console(quiet=True)
+    if int(os.environ.get("RANK", "0")):  # the other processes of torchrun may come when the first has begun to write
+        return _train(run, output, resume, console, data)
+    _check_directory(run, output, resume)
+    with making(output), lease(output / LEASE):
+        _check_directory(run, output, resume)  # another process may have been at work until now
+        return _train(run, output, resume, console, data)
+
+
+def _train(run: Run, output: Path, resume: bool, console: Console, data: Data | None) -> Record:
+    if resume and (output / RECORD).exists():
+        return Record.read(output, run)
     data = data or prepare_data(run)
     set_seed(run.training.seed)
     model = LongwaveForCausalLM(run.model_configuration(len(data.tokenizer), data.tokenizer.bos_token_id))
     tokens_per_step = run.training.batch_size * run.data.sequence_length
     total_steps = -(-run.training.tokens // tokens_per_step)
 
-    metrics, progress = JsonLines(output / "metrics.jsonl", tokens_per_step), ProgressBar(console, tokens_per_step)
+    metrics, progress = JsonLines(output / METRICS, tokens_per_step), ProgressBar(console, tokens_per_step)
     evaluate = score_function(run, data)
-    sample = partial(_continue, data.tokenizer)
-    validation = Validation(run.evaluation, evaluate, sample, metrics, output)
+    validation = Validation(run.evaluation, evaluate, partial(_continue, data.tokenizer), metrics, output)
     callbacks = [StopBeforeNonFinite(), metrics, validation, progress]
-    identity = hashlib.sha256(f"{_dump(run)}{data.sha256}{data.scored_sha256}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{dump(run)}{data.sha256}{data.scored_sha256}".encode()).hexdigest()
     trainer = RunTrainer(run, identity, model, data.train, output, total_steps, callbacks)
-    if trainer.is_world_process_zero():
+    if first := trainer.is_world_process_zero():
         console.print(forecast(run, model, next(iter(data.train)), total_steps))
-        output.mkdir(parents=True, exist_ok=True)
-        replace_text(output / "run.yaml", _dump(run))
+        replace_text(output / "run.yaml", dump(run))
 
     checkpoint = _checkpoint(trainer, output, identity, console) if resume else None
-    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    validation.begin_at(metrics.begin_at(step, rewrite=trainer.is_world_process_zero()))
+    step = 0 if checkpoint is None else step_of(checkpoint)
+    validation.begin(metrics.begin(checkpoint), checkpoint)
     if checkpoint is not None and (step >= total_steps or validation.exhausted):
         load_model(model, str(checkpoint / "model.safetensors"))  # killed between its last step and its record
     else:
@@ -78,17 +85,19 @@ def train(
             trainer.train() if checkpoint is None else trainer.resume(checkpoint)
         step = trainer.state.global_step
     seconds = metrics.seconds
-    if run.evaluation.keep_best and validation.best_weights.exists():
-        load_model(model, str(validation.best_weights))
+    if validation.best_weights is not None:
+        model.load_state_dict(validation.best_weights)
 
     result = evaluate(model)
+    check_finite("the final score", result.values())
     record = make_record(run, model, data, step * tokens_per_step, seconds, result)
-    if trainer.is_world_process_zero():
-        with _no_bars():
+    if first:
+        with saving(output), _no_bars():
             model.save_pretrained(output)
-        data.tokenizer.save_pretrained(output)
-        save_rows(result.rows, output / "scored_rows.npy")
-        replace_text(output / "record.json", json.dumps(asdict(record), indent=2) + "\n")
+            data.tokenizer.save_pretrained(output)
+            save_rows(result.rows, output / "scored_rows.npy")
+            clear(output)
+            record.write(output, run)
     return record
 
 
@@ -111,8 +120,7 @@ def score_function(run: Run, data: Data) -> Callable[..., Score]:
 
 def _check_directory(run: Run, output: Path, resume: bool) -> None:
     """Refuse a directory that this run must not write to, and a resumed run that is not the one begun."""
-    empty = not output.exists() or (output.is_dir() and all(path.suffix == ".part" for path in output.iterdir()))
-    if empty:
+    if not output.exists() or (output.is_dir() and all(_is_left_over(path) for path in output.iterdir())):
         if resume:
             raise ValueError(f"{output}: there is no run to resume")
         return
@@ -120,10 +128,10 @@ def _check_directory(run: Run, output: Path, resume: bool) -> None:
         raise ValueError(f"{output}: the run directory is in use; choose another, remove it, or --resume")
     if not (output / "run.yaml").is_file():
         raise ValueError(f"{output}: holds no run.yaml: not a run directory")
-    begun, now = (
-        _flat(yaml.safe_load((output / "run.yaml").read_text(encoding="utf-8"))),
-        _flat(run.model_dump(mode="json")),
-    )
+    try:
+        begun, now = _flat(read_values(str(output / "run.yaml"))), _flat(run.model_dump(mode="json"))
+    except RecursionError:
+        raise ValueError(f"{output / 'run.yaml'}: sections are nested too deeply, or in themselves") from None
     changed = [
         f"{output}: {name} is {begun.get(name)!r} in the run begun, {now.get(name)!r} now"
         for name in sorted(begun.keys() | now.keys())
@@ -133,22 +141,30 @@ def _check_directory(run: Run, output: Path, resume: bool) -> None:
         raise ValueError("\n".join(changed))
 
 
+def _is_left_over(path: Path) -> bool:
+    """Whether a file in a run directory may be there before the run has begun."""
+    return path.suffix == ".part" or path.name.startswith(LEASE)
+
+
 def _checkpoint(trainer: RunTrainer, output: Path, identity: str, console: Console) -> Path | None:
-    """The newest whole checkpoint; one process looks, so that all take the same."""
+    """The newest whole checkpoint; one process looks and tidies, so that all take the same."""
     found: list[Path | None] = [None]
     if trainer.is_world_process_zero():
+        clear(output)
         found[0], sentences = newest_whole(output, identity)
         for sentence in sentences:
             console.print(sentence, style="yellow")
         console.print(f"resuming from {found[0]}" if found[0] else "no whole checkpoint: starting again")
+        restore_lines(output, found[0])
     if trainer.args.world_size > 1:
         torch.distributed.broadcast_object_list(found)
     return found[0]
 
 
-def _dump(run: Run) -> str:
-    """The run file with every default filled in."""
-    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def save_rows(rows: np.ndarray, path: Path) -> None:
+    """Write an array as ``.npy``."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.save(file, rows)
 
 
 def _flat(values: object, path: str = "") -> dict[str, object]:

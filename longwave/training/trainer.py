@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sized
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import has_length
 
 from longwave.data import PackedRows
 from longwave.model import LongwaveCache, LongwaveForCausalLM
-from longwave.training.checkpoints import rotate, seal
+from longwave.training.checkpoints import keep_lines, rotate, seal, writing
 from longwave.training.configuration import Run, TrainingSection
 from longwave.training.optimizers import build_optimizer
 from longwave.training.schedule import learning_rate
@@ -26,13 +28,11 @@ LOG_STEPS = 10
 class Lanes(Dataset):
     """Rows in the order in which states are carried: lane b's next row is always ``num_lanes`` rows later.
 
-    Each lane is a contiguous part of ``rows``; its first row is a start.
+    There is a lane for each row of an optimizer step. It is a contiguous part of ``rows``; its first row is a start.
     """
 
     def __init__(self, rows: Dataset, num_lanes: int) -> None:
         self.rows, self.num_lanes, self.per_lane = rows, num_lanes, len(rows) // num_lanes
-        if self.per_lane < 1:
-            raise ValueError(f"training.carry_state: {len(rows)} rows are fewer than the {num_lanes} of a batch")
 
     def __len__(self) -> int:
         return self.num_lanes * self.per_lane
@@ -66,15 +66,10 @@ class RunTrainer(Trainer):
     ) -> None:
         settings = run.training
         arguments = _arguments(run, output, total_steps)
+        check_rows(run, train_dataset, arguments.world_size)
+        arguments.per_device_train_batch_size = settings.batch_size // (arguments.world_size * settings.accumulation)
         if settings.carry_state:
-            if not isinstance(train_dataset, PackedRows):
-                raise ValueError("training.carry_state reads one stored source in order; not a mix, and not streaming")
-            train_dataset = Lanes(train_dataset, arguments.per_device_train_batch_size * arguments.world_size)
-        elif isinstance(train_dataset, Sized) and len(train_dataset) < settings.batch_size:
-            raise ValueError(
-                f"the training text has {len(train_dataset)} rows of {run.data.sequence_length} tokens, fewer than "
-                f"training.batch_size {settings.batch_size}"
-            )
+            train_dataset = Lanes(train_dataset, settings.batch_size)
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = build_optimizer(model, settings.optimizer, weight_decay=settings.weight_decay, betas=settings.betas)
@@ -87,46 +82,92 @@ class RunTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.carry_state = settings.carry_state
-        self.carried: LongwaveCache | None = None
+        #: States at the end of the rows read so far, one cache for each part of an optimizer step, the next one first.
+        self.carried: deque[LongwaveCache | None] = deque([None] * settings.accumulation)
+
+    def set_initial_training_values(self, args, dataloader):
+        """The Trainer's numbers for epochs of whole optimizer steps; rows left over at the end of one are not read."""
+        if not has_length(dataloader):
+            return super().set_initial_training_values(args, dataloader)
+        num_parts = args.gradient_accumulation_steps
+        return super().set_initial_training_values(args, range(len(dataloader) // num_parts * num_parts))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's loss; with ``carry_state``, after the states that the batch before ended in."""
+        """The model's loss; with ``carry_state``, after the states in which these lanes ended a step ago."""
         if not self.carry_state:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-        outputs = model(**inputs, past_key_values=self.carried, use_cache=True)
-        self.carried = outputs.past_key_values
-        self.carried.detach()
+        outputs = model(**inputs, past_key_values=self.carried.popleft(), use_cache=True)
+        outputs.past_key_values.detach()
+        self.carried.append(outputs.past_key_values)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             outputs.loss = outputs.loss * self.accelerator.num_processes
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def carried_file(self, checkpoint: Path) -> Path:
-        """Where this process keeps its carried states."""
-        return checkpoint / f"carried-{self.args.process_index}.safetensors"
+    def carried_files(self, checkpoint: Path) -> list[Path]:
+        """Where this process keeps its carried states, in their order."""
+        places = (f"carried-{self.args.process_index}-{part}.safetensors" for part in range(len(self.carried)))
+        return [checkpoint / place for place in places] if self.carry_state else []
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with writing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
 
     def resume(self, checkpoint: Path) -> None:
-        """Continue from a whole checkpoint."""
-        if self.carry_state:
-            self.carried = LongwaveCache.load(self.carried_file(checkpoint), self.model)
+        """Continue from a whole checkpoint.
+
+        Raises:
+            ValueError: it holds carried states of another number of processes.
+        """
+        mine, all_files = self.carried_files(checkpoint), list(checkpoint.glob("carried-*"))
+        if len(all_files) != len(mine) * self.args.world_size:
+            raise ValueError(
+                f"{checkpoint}: holds the carried states of {len(all_files)} parts of a step, but now there are "
+                f"{len(mine) * self.args.world_size}; go on with as many processes as before"
+            )
+        if mine:
+            self.carried = deque(LongwaveCache.load(path, self.model) for path in mine)
         self.train(resume_from_checkpoint=str(checkpoint))
 
 
 class SealCheckpoints(TrainerCallback):
-    """Adds the carried states to a checkpoint, seals it, and deletes old ones."""
+    """Adds the carried states and the lines written so far to a checkpoint, seals it, and deletes old ones."""
 
     def __init__(self, trainer: RunTrainer, identity: str, keep: int) -> None:
         self.trainer, self.identity, self.keep = trainer, identity, keep
 
     def on_save(self, args, state, control, **kwargs):
-        """Called when the Trainer has written all it writes."""
+        """Called when the Trainer and the other callbacks have written all they write."""
         trainer, checkpoint = self.trainer, Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if trainer.carried is not None:
-            trainer.carried.save(trainer.carried_file(checkpoint), trainer.model.config)
-        trainer.accelerator.wait_for_everyone()
-        if trainer.is_world_process_zero():
-            seal(checkpoint, self.identity)
-            rotate(checkpoint.parent, self.keep)
+        with writing(checkpoint):
+            for cache, path in zip(trainer.carried, trainer.carried_files(checkpoint), strict=False):
+                cache.save(path, trainer.model.config)
+            trainer.accelerator.wait_for_everyone()
+            if trainer.is_world_process_zero():
+                keep_lines(checkpoint.parent, checkpoint)
+                seal(checkpoint, self.identity)
+                rotate(checkpoint.parent, self.keep)
+
+
+def check_rows(run: Run, rows: Dataset, num_devices: int = 1) -> None:
+    """See that the optimizer's steps of a run can be made of ``rows``.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    settings = run.training
+    if settings.batch_size % (num_devices * settings.accumulation):
+        raise ValueError(
+            f"training.batch_size {settings.batch_size} is not divisible by {num_devices} devices times "
+            f"{settings.accumulation} parts (training.accumulation)"
+        )
+    if settings.carry_state and not isinstance(rows, PackedRows):
+        raise ValueError("training.carry_state reads one stored source in order; not a mix, and not streaming")
+    if isinstance(rows, Sized) and len(rows) < settings.batch_size:
+        raise ValueError(
+            f"the training text has {len(rows)} rows of {run.data.sequence_length} tokens, fewer than "
+            f"training.batch_size {settings.batch_size}"
+        )
 
 
 def _arguments(run: Run, output: Path, total_steps: int) -> TrainingArguments:
@@ -151,13 +192,7 @@ def _arguments(run: Run, output: Path, total_steps: int) -> TrainingArguments:
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
     )
-    parts = arguments.world_size * settings.accumulation
-    if settings.batch_size % parts:
-        raise ValueError(
-            f"training.batch_size {settings.batch_size} is not divisible by {arguments.world_size} devices times "
-            f"{settings.accumulation} parts (training.accumulation)"
-        )
-    arguments.per_device_train_batch_size = settings.batch_size // parts
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would each be given a whole batch: they are torchrun's
     return arguments
 
 

@@ -240,7 +240,6 @@ def test_a_full_disk_is_one_sentence_too(refused, run_file, tmp_path, monkeypatc
     def full(path, text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    (tmp_path / "out").mkdir()
     monkeypatch.setattr(importlib.import_module("longwave.training.train"), "replace_text", full)
     error = refused("train", run_file, "--output", tmp_path / "out")
     assert error.splitlines()[-1].startswith("longwave: [Errno 28] No space left on device")

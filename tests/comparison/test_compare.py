@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from longwave.comparison import Comparison, compare, print_comparison, read_terms, workers
+from longwave.evaluation import LikelihoodScore
 from longwave.training import load_run, train
 
 
@@ -125,13 +126,12 @@ def test_other_data_under_the_same_name_is_refused_before_anything_is_trained(ra
         race("softmax", "hale", "gated_delta", overrides=overrides)
 
 
-def test_a_score_that_is_not_finite_is_a_diverged_run(race, monkeypatch):
-    report = race("softmax", "hale")
-    path = report.cells[1].outcome.directory / "scored_rows.npy"
-    np.save(path, np.full_like(np.load(path), np.nan))
-    report = race("softmax", "hale")
-    assert [place.name for place in report.rankings["parameters"]] == ["softmax"]
-    assert [(cell.arm, cell.seed) for cell in report.diverged] == [("hale", 7)]
+def test_a_run_whose_score_is_not_finite_has_diverged(race, monkeypatch, tmp_path):
+    monkeypatch.setattr(LikelihoodScore, "perplexity", float("inf"))
+    report = race("softmax", "hale", seeds=1, overrides=[("evaluation.every_steps", 0)])
+    assert report.rankings["parameters"] == []
+    assert {cell.outcome.diverged for cell in report.diverged} == {"the final score: perplexity is not finite: inf"}
+    assert not list((tmp_path / "compared" / "runs").rglob("record.json"))
 
 
 def test_without_a_certified_arm_there_is_a_report_and_no_run(base, tmp_path):

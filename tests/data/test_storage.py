@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -163,18 +164,19 @@ def test_what_a_killed_process_left_is_not_used(cache, encoded):
     assert len(encoded) == 2
 
 
-def test_the_first_of_two_writers_wins(cache, monkeypatch):
-    original = storage_file.encode
+def test_a_second_writer_waits_for_the_first_and_uses_what_it_wrote(cache, encoded, monkeypatch):
+    original, others = storage_file.encode, []
 
-    def overtaken(documents, tokenizer):
-        yield from original(documents, tokenizer)
+    def accompanied(documents, tokenizer):
         monkeypatch.setattr(storage_file, "encode", original)
-        store(Corpus("x", DOCUMENTS), TOKENIZER, cache)
+        others.append(ThreadPoolExecutor(1).submit(store, Corpus("x", DOCUMENTS), TOKENIZER, cache))
+        yield from original(documents, tokenizer)
+        assert not others[0].done()
 
-    monkeypatch.setattr(storage_file, "encode", overtaken)
+    monkeypatch.setattr(storage_file, "encode", accompanied)
     stored, _ = store(Corpus("x", DOCUMENTS), TOKENIZER, cache)
-    assert np.array_equal(stored.ids, tokenize(DOCUMENTS, TOKENIZER).ids)
-    assert len(list(cache.iterdir())) == 1
+    assert np.array_equal(stored.ids, others[0].result(timeout=60)[0].ids)
+    assert len(encoded) == len(list(cache.iterdir())) == 1
 
 
 def _store_in_a_process(cache, barrier, results):

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from longwave.evaluation import LikelihoodScore, RecallScore
 from longwave.training.callbacks import JsonLines, StopBeforeNonFinite, Validation
+from longwave.training.checkpoints import restore_lines
 from longwave.training.configuration import EvaluationSection
 
 
@@ -54,14 +54,29 @@ class TestJsonLines:
         assert second == {"step": 3, "tokens": 384, "perplexity": 9.0}
 
     def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(self, tmp_path):
-        path = tmp_path / "metrics.jsonl"
-        lines = [{"step": step, "tokens": step, "seconds": 10.0 * step} for step in (1, 2, 3)]
-        torn = json.dumps(lines[2])[:-5]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
-        callback = JsonLines(path, tokens_per_step=1)
-        assert callback.begin_at(2) == lines[:2]
-        assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:2]
+        lines = [{"step": step, "tokens": step, "seconds": 10.0 * step} for step in (1, 2)]
+        checkpoint = tmp_path / "checkpoint-2"
+        checkpoint.mkdir()
+        (checkpoint / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / "metrics.jsonl").write_text('{"step": 3, "tok')
+        callback = JsonLines(tmp_path / "metrics.jsonl", tokens_per_step=1)
+        assert callback.begin(checkpoint) == lines
         assert callback.seconds >= 20.0
+        restore_lines(tmp_path, checkpoint)
+        assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == lines
+
+    def test_a_run_that_begins_again_begins_its_lines_again(self, tmp_path):
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            (tmp_path / name).write_text("{}\n")
+        restore_lines(tmp_path, None)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_holds_finite_numbers_only(self, tmp_path, value):
+        callback = JsonLines(tmp_path / "metrics.jsonl", tokens_per_step=1)
+        with pytest.raises(FloatingPointError, match="step 3: grad norm is not finite"):
+            callback.write(3, {"loss": 1.0, "grad_norm": value})
+        assert not callback.path.exists()
 
 
 class TestValidation:
@@ -104,7 +119,20 @@ class TestValidation:
 
     def test_the_best_weights_are_kept(self, scored):
         found = scored([3.0, 1.0, 2.0], every_steps=1, keep_best=True)
-        assert float(load_file(found.callback.best_weights)["weight"]) == 2.0
+        assert float(found.callback.best_weights["weight"]) == 2.0
+
+    def test_the_best_weights_are_part_of_checkpoints(self, scored, tmp_path):
+        found = scored([3.0, 1.0, 2.0], every_steps=1, keep_best=True).callback
+        (tmp_path / "checkpoint-3").mkdir()
+        found.on_save(None, at(3), None)
+        resumed = scored([5.0], every_steps=9).callback
+        resumed.begin([], tmp_path / "checkpoint-3")
+        assert float(resumed.best_weights["weight"]) == 2.0
+
+    @pytest.mark.parametrize("bits", [math.nan, math.inf, 3000.0])
+    def test_a_score_that_is_not_finite_ends_the_run(self, scored, bits):
+        with pytest.raises(FloatingPointError, match=r"step 2: .* is not finite"):
+            scored([3.0, bits], every_steps=1)
 
     def test_samples_are_written_at_every_score(self, scored, tmp_path):
         scored([3.0, 1.0], every_steps=1, samples=["Once"])
@@ -113,11 +141,11 @@ class TestValidation:
 
     def test_a_resumed_run_knows_the_best_of_earlier_sittings(self, scored):
         callback = scored([5.0], every_steps=1).callback
-        callback.begin_at([{"step": 1}, {"step": 2, "bits_per_byte": 1.5}, {"step": 3, "bits_per_byte": 1.7}])
+        callback.begin([{"step": 1}, {"step": 2, "bits_per_byte": 1.5}, {"step": 3, "bits_per_byte": 1.7}], None)
         assert (callback.best, callback.since_best) == (1.5, 1)
 
     def test_of_recall_too_and_to_the_last_bit(self, scored):
         callback = scored([5.0], every_steps=1).callback
         found = RecallScore(np.array([0.1, 0.3, 0.7]), np.array([2, 2, 2]))
-        callback.begin_at([{"step": 1, "loss": 0.01}, {"step": 1, **json.loads(json.dumps(found.values()))}])
+        callback.begin([{"step": 1, "loss": 0.01}, {"step": 1, **json.loads(json.dumps(found.values()))}], None)
         assert callback.best == found.loss

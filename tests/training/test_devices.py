@@ -102,7 +102,16 @@ def losses(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("overrides", [(), ("training.accumulation=2",), ("training.carry_state=true",)], ids=str)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("training.accumulation=2",),
+        ("training.carry_state=true",),
+        ("training.carry_state=true", "training.accumulation=2"),
+    ],
+    ids=str,
+)
 def test_two_processes_equal_one(losses, overrides):
     one, two = losses(1, *overrides), losses(2, *overrides)
     assert two[2] == "DistributedType.MULTI_CPU 2"

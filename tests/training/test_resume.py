@@ -20,6 +20,7 @@ VARIANTS = {
     "plain": [],
     "carried states": ["training.carry_state=true"],
     "inside a step": ["training.accumulation=2"],
+    "carried states inside a step": ["training.carry_state=true", "training.accumulation=2"],
     "a task": TASK,
 }
 
@@ -97,7 +98,8 @@ def test_lanes_are_contiguous_and_begin_with_a_start():
         assert torch.cat([row["starts"] for row in mine]).nonzero().flatten().tolist() == [0]
 
 
-def test_carried_states_are_those_of_the_text_so_far(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_carried_states_are_those_of_the_text_so_far(run, tmp_path, monkeypatch, accumulation):
     seen = []
     original = LongwaveForCausalLM.forward
 
@@ -116,13 +118,16 @@ def test_carried_states_are_those_of_the_text_so_far(run, tmp_path, monkeypatch)
         "model.dropout=0.0",
     ]
     still += ["model.mixer_kwargs.hale.dropout=0.0", "training.weight_decay=0.0"]
-    train(run(*still), tmp_path / "out")
+    train(run(*still, f"training.accumulation={accumulation}"), tmp_path / "out")
     monkeypatch.undo()
     model = LongwaveForCausalLM.from_pretrained(tmp_path / "out")
-    ids = torch.cat([kwargs["input_ids"] for kwargs, _ in seen], dim=1)
-    starts = torch.cat([kwargs["starts"] for kwargs, _ in seen], dim=1)
-    whole = model(ids, starts=starts, use_cache=False).logits
-    torch.testing.assert_close(torch.cat([logits for _, logits in seen], dim=1), whole, rtol=1e-4, atol=1e-4)
+    for part in range(accumulation):
+        mine = seen[part::accumulation]
+        ids = torch.cat([kwargs["input_ids"] for kwargs, _ in mine], dim=1)
+        starts = torch.cat([kwargs["starts"] for kwargs, _ in mine], dim=1)
+        assert len(ids) == 8 // accumulation
+        whole = model(ids, starts=starts, use_cache=False).logits
+        torch.testing.assert_close(torch.cat([logits for _, logits in mine], dim=1), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_killed_before_its_record_trains_no_further(run, tmp_path):

@@ -295,7 +295,7 @@ def test_a_run_that_stops_leaves_no_model(poisoned, run, tmp_path):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
-def test_a_record_of_another_version_is_refused_in_a_sentence(tmp_path):
+def test_a_record_of_another_version_is_refused_in_a_sentence(run, tmp_path):
     (tmp_path / "record.json").write_text('{"parameters": 3}')
     with pytest.raises(ValueError, match=r"record\.json: not a record that this version writes"):
-        Record.read(tmp_path / "record.json")
+        Record.read(tmp_path, run)

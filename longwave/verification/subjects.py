@@ -157,11 +157,14 @@ def mixer_subject(
     return MixerSubject(label, build(label, hidden_size, num_heads, arguments))
 
 
-def subject_of(target: str, arguments: Mapping[str, Any] | None = None) -> Subject:
+def subject_of(target: str, arguments: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> Subject:
     """A mixer's name, ``module.path:Class``, or the directory of a model or run.
 
+    Args:
+        trust_remote_code: code that a directory holds or names may be run.
+
     Raises:
-        ValueError: it is none of them, or ``arguments`` are given for a model.
+        ValueError: it is none of them, ``arguments`` are given for a model, or it cannot be built.
     """
     if not Path(target).is_dir():
         return mixer_subject(target, arguments)
@@ -169,7 +172,7 @@ def subject_of(target: str, arguments: Mapping[str, Any] | None = None) -> Subje
         raise ValueError(f"{target} is a model directory: its configuration cannot be changed by arguments")
     from longwave.model import load_model  # transformers takes seconds to import, and mixers do not need it
 
-    return ModelSubject(target, load_model(target, torch.float64))
+    return ModelSubject(target, load_model(target, torch.float64, trust_remote_code=trust_remote_code))
 
 
 @torch.no_grad()

@@ -182,7 +182,8 @@ def verify(
             raise ValueError("--properties measures the published configurations; it takes no --set")
         with use_backend(backend):
             raise typer.Exit(0 if _measure_properties(target, as_json) else 1)
-    subject = subject_of(target, read_overrides(overrides or []), trust_remote_code=trust)
+    with use_backend(backend):
+        subject = subject_of(target, read_overrides(overrides or []), trust_remote_code=trust)
     console = Console()
     if not as_json:
         print_header(console, subject)

@@ -62,10 +62,11 @@ class Store:
         return self.directory / "runs" / f"{_slug(name)}-{_hash(key)}.yaml"
 
     def write_run(self, path: Path, run: Run) -> None:
-        """Write a run's file, if it is not there."""
-        if not path.exists():
+        """Write a run's file; one that is there with another text is replaced, whoever wrote it."""
+        text = yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(path, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+            replace_text(path, text)
 
     def outcome(self, run_file: Path) -> Outcome | None:
         """What a run came to; ``None`` if it has not ended."""

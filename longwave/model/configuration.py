@@ -53,7 +53,7 @@ _trusting: ContextVar[bool] = ContextVar("_trusting", default=False)
 
 @contextmanager
 def trusting(trust: bool | None) -> Iterator[None]:
-    """Configurations that are read in the ``with`` block, or models built in it, may name code of others if ``trust``."""
+    """Whether configurations read in the ``with`` block, and models built in it, may name code of others."""
     token = _trusting.set(bool(trust))
     try:
         yield

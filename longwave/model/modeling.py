@@ -72,7 +72,8 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``; ``starts`` beside an
-                ``attention_mask``; a mask of the wrong shape or with holes; a cache after right padding.
+                ``attention_mask``; a mask of the wrong shape or with holes; a cache after right padding; on a CPU,
+                a token beyond the embedding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -80,7 +81,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("not every mixer has attention maps; longwave.mixers.base.collecting shows what there is")
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError("the loss needs all logits: give labels or logits_to_keep, not both")
-        embeds = self.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         cache, starts = self._prepare(embeds, attention_mask, past_key_values, starts, use_cache)
         streams, positions = self._streams(embeds, starts, cache)
         residuals, states = [], []
@@ -108,6 +109,13 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             hidden_states=tuple(residual) if output_hidden_states else None,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        try:
+            return self.embeddings.tokens(input_ids)
+        except IndexError:
+            least, most, rows = int(input_ids.min()), int(input_ids.max()), self.embeddings.tokens.num_embeddings
+            raise ValueError(f"input_ids holds {least} to {most}, the embedding has {rows} rows") from None
 
     def _prepare(
         self,

@@ -186,13 +186,13 @@ class LongwaveConfig(PreTrainedConfig):
         sound = True
         for name in COUNTS:
             value, most = getattr(self, name), MOST_LAYERS if name == "num_hidden_layers" else LARGEST
-            if isinstance(value, bool) or not 1 <= value <= most:
+            if not 1 <= value <= most:
                 sound = False
                 legal = "at least 1" if value < 1 else f"a whole number of at most {most}"
                 yield f"{name} must be {legal}, got {value}"
         for name in SCALES:
             value = getattr(self, name)
-            if isinstance(value, bool) or not math.isfinite(value):
+            if not math.isfinite(value):
                 yield f"{name} must be a finite number, got {value}"
             elif value < 0:
                 yield f"{name} must not be negative, got {value}"
@@ -207,7 +207,7 @@ class LongwaveConfig(PreTrainedConfig):
         for name in TOKENS:
             value = getattr(self, name)
             for token in value if isinstance(value, list) else [] if value is None else [value]:
-                if isinstance(token, bool) or not 0 <= token < self.vocab_size:
+                if not 0 <= token < self.vocab_size:
                     yield f"{name} must be below vocab_size {self.vocab_size} and not negative, got {token}"
 
     def _mixers(self) -> Iterator[str]:

@@ -40,11 +40,11 @@ SWITCHES = ("do_sample", "use_cache", "remove_invalid_values", "renormalize_logi
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
 
 
-def check_generation(file: Path, vocab_size: int, *, known_only: bool) -> None:
+def check_generation(file: Path, vocab_size: int | None) -> None:
     """Hold a ``generation_config.json``, if there is one, to what ``generate`` can do.
 
     Args:
-        known_only: refuse settings that transformers does not know.
+        vocab_size: of a longwave model; of another one ``None``, which may have settings and tokens of its own.
 
     Raises:
         Refused: it is no JSON object, or a setting of it is unknown, of another kind or out of range.
@@ -57,9 +57,9 @@ def check_generation(file: Path, vocab_size: int, *, known_only: bool) -> None:
         raise Refused(f"{file}: expected a JSON object, got {str(settings)[:60]}")
     known = vars(GenerationConfig())
     for name, value in settings.items():
-        if known_only and name not in known:
+        if vocab_size is not None and name not in known:
             raise Refused(f"{file}: unknown setting {name!r}")
-        legal = None if value is None else _legal(name, value, vocab_size)
+        legal = None if value is None else _legal(name, value, vocab_size or 1 << 62)
         if legal is not None:
             raise Refused(f"{file}: {name} must be {legal}, got {str(value)[:60]}")
 
@@ -107,8 +107,6 @@ def print_continuation(
         prompt.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"--prompt: character {error.start + 1} is not UTF-8") from None
-    if not math.isfinite(temperature) or not math.isfinite(top_p):
-        raise ValueError(f"--temperature and --top-p must be finite, got {temperature} and {top_p}")
     with in_one_sentence("--prompt: the tokenizer cannot read it"):
         begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         ids = torch.tensor([begin + tokenizer(prompt, add_special_tokens=False)["input_ids"]], dtype=torch.int64)

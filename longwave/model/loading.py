@@ -51,8 +51,8 @@ def load_model(
         if not ours and getattr(config, "quantization_config", None) is None:
             with torch.device("meta"):
                 hollow = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-            check_size({name: part.numel() for name, part in hollow.named_parameters()}, headers, directory)
-        check_generation(path / "generation_config.json", config.get_text_config().vocab_size, known_only=ours)
+            check_size(hollow, headers, directory)
+        check_generation(path / "generation_config.json", config.vocab_size if ours else None)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype or "auto",

@@ -203,7 +203,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         """Called by transformers when the model is built, without memory, and its files are known."""
-        if load_config.hf_quantizer is None and not load_config.weight_mapping and state_dict is None:
+        if load_config.hf_quantizer is None and checkpoint_files is not None:
             source, any_size = load_config.pretrained_model_name_or_path, load_config.ignore_mismatched_sizes
             check_files(model, checkpoint_files, source, any_size=any_size)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)

@@ -15,6 +15,7 @@ from longwave.model.configuration import Refused
 
 #: safetensors' names of floating-point types.
 FLOATS = {"F64", "F32", "F16", "BF16"}
+WRONG = "the weights belong to another model"
 
 
 class Header(NamedTuple):
@@ -50,26 +51,20 @@ def check_files(model: nn.Module, files: Iterable[str | Path], source: str | Pat
         any_size: shapes may differ.
 
     Raises:
-        Refused: a tensor is missing, is not the model's, has another shape, or is of whole or complex numbers.
+        Refused: a tensor of the model has another shape or is of whole or complex numbers, or the model is much larger.
     """
     files = list(files)
     if not all(str(file).endswith(".safetensors") for file in files):
         return
     headers, wanted = read_headers(files), model.state_dict()
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    for name, header in headers.items():
-        if name in wanted and wanted[name].is_floating_point() and header.dtype not in FLOATS:
+    for name in headers.keys() & wanted.keys():
+        header, shape = headers[name], tuple(wanted[name].shape)
+        if wanted[name].is_floating_point() and header.dtype not in FLOATS:
             raise Refused(f"{header.file}: {name} is of type {header.dtype}, expected a floating-point type")
-    report: dict[str, Any] = {
-        "missing_keys": wanted.keys() - headers.keys() - tied,
-        "unexpected_keys": headers.keys() - wanted.keys(),
-        "mismatched_keys": [
-            (name, header.shape, tuple(wanted[name].shape))
-            for name, header in headers.items()
-            if name in wanted and header.shape != tuple(wanted[name].shape)
-        ],
-    }
-    _check_report(report, source, any_size)
+        if header.shape != shape and not any_size:
+            raise Refused(_wrong_shape(source, name, header.shape, shape))
+    if not any_size:
+        check_size(model, headers, source)
 
 
 def check_loaded(model: nn.Module, report: Mapping[str, Any], source: str | Path, *, any_size: bool = False) -> None:
@@ -87,30 +82,30 @@ def check_loaded(model: nn.Module, report: Mapping[str, Any], source: str | Path
             raise Refused(f"{source}: the weight {name} holds NaN or infinity")
 
 
-def check_size(sizes: Mapping[str, int], headers: Mapping[str, Header], source: str | Path) -> None:
-    """Refuse a configuration that asks for much more than its weights hold, before memory is taken for it.
-
-    Args:
-        sizes: elements of each parameter.
+def check_size(model: nn.Module, headers: Mapping[str, Header], source: str | Path) -> None:
+    """Refuse a model without memory that is much larger than its weights, before memory is taken for it.
 
     Raises:
-        Refused: it does.
+        Refused: it is.
     """
-    held = sum(math.prod(header.shape) for header in headers.values())
-    if sum(sizes.values()) > 2 * held:
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    asked, held = sum(sizes.values()), sum(math.prod(header.shape) for header in headers.values())
+    if asked > 2 * held:
         largest = max(sizes, key=sizes.__getitem__)
         raise Refused(
-            f"{source}: the weights belong to another model: config.json asks for {sum(sizes.values()):,} numbers "
-            f"({sizes[largest]:,} of them in {largest}), the files hold {held:,}"
+            f"{source}: {WRONG}: config.json asks for {asked:,} numbers ({sizes[largest]:,} of them in {largest}), the "
+            f"files hold {held:,}"
         )
 
 
 def _check_report(report: Mapping[str, Any], source: str | Path, any_size: bool) -> None:
-    begin = f"{source}: the weights belong to another model"
     for name in sorted(report["missing_keys"]):
-        raise Refused(f"{begin}: no fitting {name}")
+        raise Refused(f"{source}: {WRONG}: no fitting {name}")
     for name in sorted(report["unexpected_keys"]):
-        raise Refused(f"{begin}: the model has no {name}")
-    if not any_size:
-        for name, found, wanted in sorted(report["mismatched_keys"]):
-            raise Refused(f"{begin}: {name} has shape {[*found]}, expected {[*wanted]}")
+        raise Refused(f"{source}: {WRONG}: the model has no {name}")
+    for name, found, wanted in [] if any_size else sorted(report["mismatched_keys"]):
+        raise Refused(_wrong_shape(source, name, found, wanted))
+
+
+def _wrong_shape(source: str | Path, name: str, found: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{source}: {WRONG}: {name} has shape {[*found]}, expected {[*wanted]}"

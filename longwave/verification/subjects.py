@@ -98,8 +98,12 @@ class MixerSubject(Subject):
         super().__init__(name, mixer, mixer.hidden_size, declaration, knows_starts=True)
 
     def try_out(self):
-        x = self.sample(2, 5)
-        state = _pair("forward", self.mixer(x, return_state=True), x, type(self.start(2)))
+        x, kind = self.sample(2, 5), type(self.start(2))
+        if "tokens" not in getattr(kind, "_fields", ()):
+            raise ValueError(
+                f"init_state returned {kind.__name__}, expected a NamedTuple of tensors, tokens among them"
+            )
+        state = _pair("forward", self.mixer(x, return_state=True), x, kind)
         _pair("step", self.mixer.step(x[:, 0], fork(state)), x[:, 0], type(state))
         for name in ("state_bytes", "flops"):
             count = getattr(self.mixer, name)(5)
@@ -251,15 +255,9 @@ def _pair(method: str, found: Any, x: Tensor, kind: type) -> State:
     if not isinstance(y, Tensor) or y.shape != x.shape:
         got = [*y.shape] if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{method} returned {got} for x of shape {[*x.shape]}, expected y of the same shape")
-    if type(state) is not kind or not hasattr(kind, "_fields"):
-        raise ValueError(
-            f"{method} returned a state of class {type(state).__name__}, init_state one of class {kind.__name__}; "
-            "expected one NamedTuple"
-        )
-    if "tokens" not in kind._fields or not all(isinstance(part, Tensor) and len(part) == len(x) for part in state):
-        raise ValueError(
-            f"{method} returned a state {kind.__name__} that is not made of tensors of batch rows, tokens among them"
-        )
+    if type(state) is not kind or not all(isinstance(part, Tensor) and len(part) == len(x) for part in state):
+        expected = f"expected a {kind.__name__}, as from init_state, of tensors of {len(x)} batch rows"
+        raise ValueError(f"{method} returned a state of class {type(state).__name__}; {expected}")
     return state
 
 

@@ -21,6 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 #: What wrong usage raises; typer brings it along without a public name.
 UsageError = typer.BadParameter.__mro__[2]
 
+Trust = Annotated[bool, typer.Option("--trust", help="Run code that the directory holds or names.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a value: path.to.key=value. Repeatable.")]
 
 
@@ -101,6 +102,7 @@ def evaluate(
     new_tokens: Annotated[int, typer.Option(help="Tokens that a protocol adds to a prompt.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="Of what the protocols sample.")] = 0,
     output: Annotated[Path | None, typer.Option(help="File for what the protocols find, as JSON.")] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Bits per byte and perplexity of a text, or the accuracy on a run's task; or protocols of the suite."""
@@ -109,20 +111,20 @@ def evaluate(
     from longwave.data import read_corpus, tokenize
     from longwave.evaluation import LikelihoodScore, needs_text, print_suite, protocol_names, run_suite, score
     from longwave.model import load_model, load_tokenizer
-    from longwave.training import load_run, prepare_data, score_function
+    from longwave.training import prepare_data, run_of_directory, score_function
     from longwave.training.callbacks import replace_text
 
     _quiet_libraries()
     names = () if protocols is None else protocol_names(protocols)
     if output is not None and (output.is_dir() or not (names and output.parent.is_dir())):
         raise ValueError(f"--output {output}: expected a file in a directory that exists, with --protocols")
-    loaded, text = load_model(model), None
+    loaded, text = load_model(model, trust_remote_code=trust), None
     if data is not None:
-        text = tokenize(read_corpus(data).documents, load_tokenizer(model, loaded))
+        text = tokenize(read_corpus(data).documents, load_tokenizer(model, loaded, trust_remote_code=trust))
         measure = partial(score, stream=text, sequence_length=sequence_length or 256)
     elif (Path(model) / "run.yaml").is_file():
         changes = [f"data.sequence_length={sequence_length}"] if sequence_length else []
-        run = load_run(str(Path(model) / "run.yaml"), changes)
+        run = run_of_directory(model, changes, trust=trust)
         prepared = prepare_data(run)
         measure, text, sequence_length = score_function(run, prepared), prepared.valid, run.data.sequence_length
     elif needs_text(names) or not names:
@@ -130,7 +132,7 @@ def evaluate(
     if names:
         found = {"text": text, "protocols": names, "max_length": sequence_length, "max_new_tokens": new_tokens}
         settings = {"batch_size": batch_size, "seed": seed, "label": model, "progress": _progress}
-        report = run_suite(loaded, load_tokenizer(model, loaded), **found, **settings)
+        report = run_suite(loaded, load_tokenizer(model, loaded, trust_remote_code=trust), **found, **settings)
         if output is not None:
             replace_text(output, as_json_text(report))
         return print_json(report) if as_json else print_suite(Console(), report)
@@ -154,31 +156,17 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0.0)] = 0.8,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.", min=0)] = 50,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this total.", min=0.0, max=1.0)] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.", min=0, max=2**63 - 1)] = 0,
+    trust: Trust = False,
 ) -> None:
     """Continue a prompt, token by token as they come."""
-    import torch
-    from transformers import TextStreamer
-
-    from longwave.model import load_model, load_tokenizer
+    from longwave.model import load_model, load_tokenizer, print_continuation
 
     _quiet_libraries()
-    loaded = load_model(model)
-    tokenizer = load_tokenizer(model, loaded)
-    torch.manual_seed(seed)
-    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    ids = torch.tensor([begin + tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-    if not ids.numel():
-        raise ValueError("the prompt is empty, and the tokenizer has no token that begins a document")
-    print(prompt, end="", flush=True)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    loaded.generate(
-        ids,
-        max_new_tokens=max_new_tokens,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        pad_token_id=tokenizer.pad_token_id,
-        **(sampling if temperature else {"do_sample": False}),
-    )
+    loaded = load_model(model, trust_remote_code=trust)
+    tokenizer = load_tokenizer(model, loaded, trust_remote_code=trust)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    print_continuation(loaded, tokenizer, prompt, max_new_tokens=max_new_tokens, **sampling)
 
 
 @app.command()
@@ -192,6 +180,7 @@ def verify(
     properties: Annotated[
         bool, typer.Option("--properties", help="Instead, what was published of the mixer, measured (dwarf).")
     ] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Hold a mixer or a model to the law; exit code 0 if exactly the declared properties fail."""
@@ -206,7 +195,8 @@ def verify(
             raise ValueError("--properties measures the published configurations; it takes no --set")
         with use_backend(backend):
             raise typer.Exit(0 if _measure_properties(target, as_json) else 1)
-    subject = subject_of(target, read_overrides(overrides or []))
+    with use_backend(backend):
+        subject = subject_of(target, read_overrides(overrides or []), trust_remote_code=trust)
     console = Console()
     if not as_json:
         print_header(console, subject)

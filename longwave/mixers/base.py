@@ -26,6 +26,8 @@ from torch import Tensor, nn
 STATE_FORMAT = "longwave-state-1"
 #: Rows of the smallest buffer of a state that grows.
 SMALLEST_BUFFER = 16
+#: Tokens for which the buffers of a state that is read are expected to suffice, if it says that it has seen more.
+MANY_TOKENS = 1 << 20
 
 #: A mixer's state: a NamedTuple of batch-first tensors, one of them ``tokens`` `[B]` int64, the rows that
 #: the current document of each batch row has seen.
@@ -194,24 +196,90 @@ def save(state: State, path: str | Path, *, configuration: Mapping) -> None:
     save_file(tensors, str(path), metadata=metadata)
 
 
-def load(path: str | Path, state_type: type[State], *, configuration: Mapping) -> State:
+def load(
+    path: str | Path, state_type: type[State], *, configuration: Mapping, mixer: TokenMixer | None = None
+) -> State:
     """Read what :func:`save` wrote.
 
-    Raises:
-        ValueError: the file has another format, other tensors, or belongs to another configuration.
-    """
-    from safetensors import safe_open
+    Args:
+        mixer: whose state it is; types and shapes are then held to those of its ``init_state``.
 
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != STATE_FORMAT:
-            raise ValueError(f"{path}: not a state file of format {STATE_FORMAT!r}")
-        if metadata.get("configuration") != configuration_hash(configuration):
-            raise ValueError(f"{path}: the state was written under another configuration")
-        fields = state_type._fields
-        if sorted(file.keys()) != sorted(fields):
-            raise ValueError(f"{path}: holds {sorted(file.keys())}, expected {sorted(fields)}")
-        return state_type(*(file.get_tensor(name) for name in fields))
+    Raises:
+        ValueError: the file is damaged, has another format, belongs to another configuration, or holds no such state.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != STATE_FORMAT:
+        raise ValueError(f"{path}: not a state file of format {STATE_FORMAT!r}")
+    if metadata.get("configuration") != configuration_hash(configuration):
+        raise ValueError(f"{path}: the state was written under another configuration")
+    return check_state(path, tensors, state_type) if mixer is None else read_state(path, tensors, mixer)
+
+
+def read_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata.
+
+    Raises:
+        ValueError: the file is truncated or is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged, or no safetensors file: {error}") from error
+
+
+def check_state(path: str | Path, tensors: Mapping[str, Tensor], state_type: type[State]) -> State:
+    """Tensors of the file ``path`` as a state: all of its fields, of one batch size, and no value that is none.
+
+    Raises:
+        ValueError: they are not.
+    """
+    fields = state_type._fields
+    if sorted(tensors) != sorted(fields):
+        raise ValueError(f"{path}: holds {sorted(tensors)}, expected {sorted(fields)}")
+    sizes = sorted({(*tensor.shape[:1],) for tensor in tensors.values()})
+    if len(sizes) > 1 or sizes in ([()], [(0,)]):
+        raise ValueError(f"{path}: holds tensors of batch sizes {sizes}, expected one, at least 1")
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or tensor.isnan().any():
+            raise ValueError(f"{path}: {name} holds {'complex numbers' if tensor.is_complex() else 'NaN'}")
+    tokens = tensors.get("tokens")
+    if tokens is None or tokens.dtype != torch.int64 or tokens.dim() != 1 or int(tokens.min()) < 0:
+        raise ValueError(f"{path}: tokens is not a list of whole numbers that are not negative")
+    return state_type(**tensors)
+
+
+def read_state(path: str | Path, tensors: Mapping[str, Tensor], mixer: TokenMixer) -> State:
+    """:func:`check_state`, and types and shapes held to those of the mixer's ``init_state``.
+
+    A state that grows may have larger buffers; any floating-point type may stand for another.
+
+    Raises:
+        ValueError: a tensor is missing or is none of the state's, or its type, its shape or a value is impossible.
+    """
+    empty = mixer.init_state(1)
+    state = check_state(path, tensors, type(empty))
+    grows = mixer.declaration().growth != "constant"
+    least, more = empty, empty
+    if grows:
+        seen = min(int(state.tokens.max()), MANY_TOKENS)
+        meta = torch.device("meta")
+        least, more = (mixer.init_state(1, max_tokens=most, device=meta) for most in (seen, 2 * MANY_TOKENS))
+    for name, tensor, blank, low, high in zip(state._fields, state, empty, least, more, strict=True):
+        kind = "floating-point numbers" if blank.is_floating_point() else str(blank.dtype)
+        if tensor.dtype != blank.dtype and not (tensor.is_floating_point() and blank.is_floating_point()):
+            raise ValueError(f"{path}: {name} is of type {tensor.dtype}, expected {kind}")
+        free = grows and low.shape == high.shape  # init_state does not say how it grows
+        shapes = zip(tensor.shape[1:], low.shape[1:], high.shape[1:], strict=False)
+        fits = (have >= size if free or size != more else have == size for have, size, more in shapes)
+        if tensor.dim() != blank.dim() or not all(fits):
+            raise ValueError(f"{path}: {name} has shape {[*tensor.shape]}, expected {[len(tensor), *low.shape[1:]]}")
+        if tensor.isinf().any() and not blank.isinf().any():
+            raise ValueError(f"{path}: {name} holds infinity")
+    return state
 
 
 def run_by_document(

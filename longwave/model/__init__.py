@@ -4,10 +4,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from longwave.model.cache import LongwaveCache
 from longwave.model.configuration import LongwaveConfig
+from longwave.model.generation import print_continuation
 from longwave.model.loading import load_model, load_tokenizer
 from longwave.model.modeling import LongwaveForCausalLM
 
 AutoConfig.register("longwave", LongwaveConfig, exist_ok=True)
 AutoModelForCausalLM.register(LongwaveConfig, LongwaveForCausalLM, exist_ok=True)
 
-__all__ = ["LongwaveCache", "LongwaveConfig", "LongwaveForCausalLM", "load_model", "load_tokenizer"]
+__all__ = [
+    "LongwaveCache",
+    "LongwaveConfig",
+    "LongwaveForCausalLM",
+    "load_model",
+    "load_tokenizer",
+    "print_continuation",
+]

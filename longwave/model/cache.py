@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from longwave.mixers.base import State, concatenate, configuration_hash, fork, nbytes, select
+from longwave.mixers.base import (
+    State,
+    check_state,
+    concatenate,
+    configuration_hash,
+    fork,
+    nbytes,
+    read_state,
+    read_tensors,
+    select,
+)
 from longwave.model.configuration import LongwaveConfig
 from longwave.model.memory import Stream, batch_order
 
@@ -140,20 +149,31 @@ class LongwaveCache(Cache):
         """The cache that :meth:`save` wrote, for a model of the same configuration.
 
         Raises:
-            ValueError: the file is no such cache, or belongs to another configuration.
+            ValueError: the file is damaged, is no such cache, belongs to another configuration, or holds tensors
+                that are no states of the model.
         """
         cache = cls(model.config)
-        mixers = (mixer for block in model.blocks for mixer in block.mixers)
-        types = [TextState, *(type(mixer.init_state(1)) for mixer in mixers)]
-        with safe_open(str(path), framework="pt", device=str(model.device)) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != CACHE_FORMAT:
-                raise ValueError(f"{path}: not a cache file of format {CACHE_FORMAT!r}")
-            if metadata["configuration"] != _identity(model.config):
-                raise ValueError(f"{path}: the cache was written by a model of another configuration")
-            for index, (layer, kind) in enumerate(zip(cache.layers, types, strict=True)):
-                state = kind(*(file.get_tensor(f"{index}.{name}") for name in kind._fields))
-                layer.put(state, int(metadata["seen"]))
+        tensors, metadata = read_tensors(path, model.device)
+        if metadata.get("format") != CACHE_FORMAT:
+            raise ValueError(f"{path}: not a cache file of format {CACHE_FORMAT!r}")
+        if metadata.get("configuration") != _identity(model.config):
+            raise ValueError(f"{path}: the cache was written by a model of another configuration")
+        seen = metadata.get("seen", "")
+        if not (seen.isascii() and seen.isdigit() and 0 < int(seen) < 1 << 62):
+            raise ValueError(f"{path}: has seen {seen!r} tokens, expected a positive number")
+        parts: list[dict[str, Tensor]] = [{} for _ in cache.layers]
+        for name, tensor in tensors.items():
+            index, _, field = name.partition(".")
+            if index not in map(str, range(len(parts))):
+                raise ValueError(f"{path}: holds {name!r}, expected states of layers 0 to {len(parts) - 1}")
+            parts[int(index)][field] = tensor
+        mixers = [mixer for block in model.blocks for mixer in block.mixers]
+        states = [check_state(path, parts[0], TextState)]
+        states += [read_state(path, part, mixer) for part, mixer in zip(parts[1:], mixers, strict=True)]
+        if len({len(state.tokens) for state in states}) > 1:
+            raise ValueError(f"{path}: the layers' states are of different batch sizes")
+        for layer, state in zip(cache.layers, states, strict=True):
+            layer.put(state, int(seen))
         return cache
 
     def nbytes(self) -> int:

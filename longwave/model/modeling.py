@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,17 +12,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from longwave.mixers import TokenMixer
 from longwave.model.block import Block
 from longwave.model.cache import LongwaveCache
-from longwave.model.configuration import LongwaveConfig
+from longwave.model.configuration import LongwaveConfig, trusting
 from longwave.model.embeddings import Embeddings
 from longwave.model.memory import Stream, in_batch_order, insert_memory, requested_memory, text_rows
+from longwave.model.weights import check_files, check_loaded
 from longwave.modules import Linear, norm
 from longwave.ops import document_positions
-
-SHIM = "longwave_shim"
-SHIM_TEXT = '''"""Loads this directory with trust_remote_code=True; the code is the installed package longwave."""
-
-from longwave.model import LongwaveConfig, LongwaveForCausalLM  # noqa: F401
-'''
 
 
 class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
@@ -44,6 +37,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "embeddings.tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LongwaveConfig) -> None:
+        config.check_trust()
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
@@ -78,7 +72,8 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``; ``starts`` beside an
-                ``attention_mask``; a mask of the wrong shape or with holes; a cache after right padding.
+                ``attention_mask``; a mask of the wrong shape or with holes; a cache after right padding; on a CPU,
+                a token beyond the embedding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -86,7 +81,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("not every mixer has attention maps; longwave.mixers.base.collecting shows what there is")
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError("the loss needs all logits: give labels or logits_to_keep, not both")
-        embeds = self.embeddings.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         cache, starts = self._prepare(embeds, attention_mask, past_key_values, starts, use_cache)
         streams, positions = self._streams(embeds, starts, cache)
         residuals, states = [], []
@@ -114,6 +109,13 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             hidden_states=tuple(residual) if output_hidden_states else None,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        try:
+            return self.embeddings.tokens(input_ids)
+        except IndexError:
+            least, most, rows = int(input_ids.min()), int(input_ids.max()), self.embeddings.tokens.num_embeddings
+            raise ValueError(f"input_ids holds {least} to {most}, the embedding has {rows} rows") from None
 
     def _prepare(
         self,
@@ -178,15 +180,37 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = LongwaveCache(self.config)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
-        """As in transformers; the directory also loads with ``trust_remote_code=True``."""
-        self.config.auto_map = {
-            "AutoConfig": f"{SHIM}.LongwaveConfig",
-            "AutoModelForCausalLM": f"{SHIM}.LongwaveForCausalLM",
-        }
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / f"{SHIM}.py").write_text(SHIM_TEXT)
-        super().save_pretrained(save_directory, **kwargs)
+    @classmethod
+    def from_pretrained(
+        cls, source, *args, trust_remote_code: bool | None = None, output_loading_info: bool = False, **kwargs
+    ):
+        """As in transformers, but whole models only.
+
+        Args:
+            trust_remote_code: a label of the configuration may name code that is not the package's.
+
+        Raises:
+            ValueError: a label names such code without trust; a weight is missing, is not the model's, has another
+                shape, is no floating-point number, or holds NaN or infinity.
+        """
+        with trusting(trust_remote_code):
+            model, report = super().from_pretrained(
+                source, *args, trust_remote_code=bool(trust_remote_code), output_loading_info=True, **kwargs
+            )
+        check_loaded(model, report, source, any_size=kwargs.get("ignore_mismatched_sizes", False))
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """Called by transformers when the model is built, without memory, and its files are known."""
+        if load_config.hf_quantizer is None and checkpoint_files is not None:
+            source, any_size = load_config.pretrained_model_name_or_path, load_config.ignore_mismatched_sizes
+            check_files(model, checkpoint_files, source, any_size=any_size)
+        return super()._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: the code of a saved model is the installed package, so that no source is copied beside it."""
 
 
 def starts_of_mask(mask: Tensor, num_seen: int, num_new: int) -> tuple[Tensor | None, bool]:

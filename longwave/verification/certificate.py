@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import torch
 
+from longwave.ops import BackendUnavailable
 from longwave.verification import precision, state, stream
 from longwave.verification.measure import Worst
 from longwave.verification.subjects import LONGEST, MixerSubject, Subject
@@ -88,6 +89,9 @@ def certify(subject: Subject, *, longest: int = LONGEST, report: Callable[[Line]
     Args:
         longest: tokens of the longest sequence that is tried.
         report: called with each line as it is found.
+
+    Raises:
+        BackendUnavailable: the backend that was asked for cannot run an op of the subject.
     """
     lines = []
     for rule in PROPERTIES:
@@ -118,7 +122,9 @@ def _measure(rule: Property, subject: Subject, longest: int) -> Worst:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 found = rule.check(subject, longest)
-        except Exception as error:
+        except (KeyboardInterrupt, BackendUnavailable):
+            raise
+        except BaseException as error:  # code of others, which may also call sys.exit
             found = Worst(float("inf"), f"raised {type(error).__name__}: {error}")
         worst.see(found.value, f"{found.where} ({mode})")
     return worst

@@ -106,7 +106,7 @@ def round_trip(subject: MixerSubject, longest: int) -> Worst:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         save(state, path, configuration={"mixer": subject.name})
-        loaded = load(path, type(state), configuration={"mixer": subject.name})
+        loaded = load(path, type(state), configuration={"mixer": subject.name}, mixer=mixer)
     for name, copy in (("fork", kept), ("save and load", loaded), ("device move", to_device(state, "cpu"))):
         worst.see(moved(subject.run(x, copy)[0], expected), name)
     return worst

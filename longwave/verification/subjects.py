@@ -7,6 +7,7 @@ a check can perturb and differentiate them; the table of embeddings itself mixes
 from __future__ import annotations
 
 import inspect
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longwave.mixers import Declaration, TokenMixer, build
+from longwave.mixers import Declaration, TokenMixer, build, in_one_sentence
+from longwave.mixers.base import State, fork
 
 LONGEST = 257
 WIDTH, HEADS = 16, 2
 
 
 class Subject(ABC):
-    """A stream function in float64 with redrawn weights and no dropout.
+    """A stream function in float64 with redrawn weights and no dropout, that has been run once.
 
     Attributes:
         name: as the user gave it.
@@ -30,6 +32,9 @@ class Subject(ABC):
         width: channels of the stream.
         declaration: promises that it is held to.
         knows_starts: whether documents can be packed by ``starts``.
+
+    Raises:
+        ValueError: it cannot be run at all, or what it returns is of another kind or shape than the law speaks of.
     """
 
     def __init__(self, name: str, module: nn.Module, width: int, declaration: Declaration, *, knows_starts: bool):
@@ -37,6 +42,12 @@ class Subject(ABC):
         self.declaration, self.knows_starts = declaration, knows_starts
         _silence_dropout(module)
         redraw(module)
+        with in_one_sentence(f"{name} cannot be certified"), torch.no_grad():
+            self.try_out()
+
+    @abstractmethod
+    def try_out(self) -> None:
+        """Run once; raise whatever is no question of the law."""
 
     def sample(self, batch_size: int, num_rows: int, seed: int = 0) -> Tensor:
         """`[B, N, D]` float64, standard normal; a shorter sample is a prefix of a longer one."""
@@ -81,8 +92,23 @@ class MixerSubject(Subject):
     """A token mixer by itself."""
 
     def __init__(self, name: str, mixer: TokenMixer) -> None:
-        super().__init__(name, mixer, mixer.hidden_size, mixer.declaration(), knows_starts=True)
         self.mixer = mixer
+        with in_one_sentence(f"{name} cannot be certified"):
+            declaration = _checked(mixer.declaration())
+        super().__init__(name, mixer, mixer.hidden_size, declaration, knows_starts=True)
+
+    def try_out(self):
+        x, kind = self.sample(2, 5), type(self.start(2))
+        if "tokens" not in getattr(kind, "_fields", ()):
+            raise ValueError(
+                f"init_state returned {kind.__name__}, expected a NamedTuple of tensors, tokens among them"
+            )
+        state = _pair("forward", self.mixer(x, return_state=True), x, kind)
+        _pair("step", self.mixer.step(x[:, 0], fork(state)), x[:, 0], type(state))
+        for name in ("state_bytes", "flops"):
+            count = getattr(self.mixer, name)(5)
+            if not isinstance(count, int) or count < 0:
+                raise ValueError(f"{name}(5) returned {count!r}, expected a whole number")
 
     def run(self, x, state=None, *, starts=None, return_state=False):
         return self.mixer(x, state, starts=starts, return_state=return_state)
@@ -109,6 +135,11 @@ class ModelSubject(Subject):
         self.cache_name = "cache_params" if "cache_params" in self.arguments else "past_key_values"
         width = model.get_input_embeddings().embedding_dim
         super().__init__(name, model, width, declaration, knows_starts="starts" in self.arguments)
+
+    def try_out(self):
+        y, _ = self.run(self.sample(1, 2))
+        if y.dim() != 3 or y.shape[:2] != (1, 2):
+            raise ValueError(f"forward returned logits of shape {[*y.shape]} for 2 tokens, expected [1, 2, tokens]")
 
     def run(self, x, state=None, *, starts=None, return_state=False):
         given = {"inputs_embeds": x, self.cache_name: state, "use_cache": return_state}
@@ -157,11 +188,14 @@ def mixer_subject(
     return MixerSubject(label, build(label, hidden_size, num_heads, arguments))
 
 
-def subject_of(target: str, arguments: Mapping[str, Any] | None = None) -> Subject:
+def subject_of(target: str, arguments: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> Subject:
     """A mixer's name, ``module.path:Class``, or the directory of a model or run.
 
+    Args:
+        trust_remote_code: code that a directory holds or names may be run.
+
     Raises:
-        ValueError: it is none of them, or ``arguments`` are given for a model.
+        ValueError: it is none of them, ``arguments`` are given for a model, or it cannot be built.
     """
     if not Path(target).is_dir():
         return mixer_subject(target, arguments)
@@ -169,7 +203,7 @@ def subject_of(target: str, arguments: Mapping[str, Any] | None = None) -> Subje
         raise ValueError(f"{target} is a model directory: its configuration cannot be changed by arguments")
     from longwave.model import load_model  # transformers takes seconds to import, and mixers do not need it
 
-    return ModelSubject(target, load_model(target, torch.float64))
+    return ModelSubject(target, load_model(target, torch.float64, trust_remote_code=trust_remote_code))
 
 
 @torch.no_grad()
@@ -191,6 +225,40 @@ def _silence_dropout(module: nn.Module) -> None:
         for name, value in vars(part).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
+
+
+def _checked(declaration: Any) -> Declaration:
+    """A declaration, its values legal."""
+    if not isinstance(declaration, Declaration):
+        raise ValueError(f"declaration() returned {declaration!r}, expected a Declaration")
+    hints = typing.get_type_hints(Declaration)
+    for name in ("growth", "cost"):
+        legal = typing.get_args(hints[name])
+        if getattr(declaration, name) not in legal:
+            raise ValueError(f"declared {name} {getattr(declaration, name)!r}; legal: {', '.join(legal)}")
+    if not all(type(edge) is int for edge in declaration.edges):
+        raise ValueError(f"declared edges {declaration.edges!r}, expected lengths in tokens")
+    if not isinstance(declaration.breaks, Mapping):
+        raise ValueError(f"declared breaks {declaration.breaks!r}, expected property to reason")
+    return declaration
+
+
+def _pair(method: str, found: Any, x: Tensor, kind: type) -> State:
+    """The state of what ``forward`` or ``step`` returned for ``x``, if it is a pair of rows like ``x`` and a state.
+
+    Args:
+        kind: class of the state that ``init_state`` gives.
+    """
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise ValueError(f"{method} returned {type(found).__name__}, expected a pair of y and state")
+    y, state = found
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        got = [*y.shape] if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"{method} returned {got} for x of shape {[*x.shape]}, expected y of the same shape")
+    if type(state) is not kind or not all(isinstance(part, Tensor) and len(part) == len(x) for part in state):
+        expected = f"expected a {kind.__name__}, as from init_state, of tensors of {len(x)} batch rows"
+        raise ValueError(f"{method} returned a state of class {type(state).__name__}; {expected}")
+    return state
 
 
 def _left_padded(pieces: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from threading import Thread
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, TextIteratorStreamer
 
 from longwave.data import build_tokenizer
@@ -107,3 +110,81 @@ def test_a_saved_cache_continues_tomorrow(kind, tmp_path):
     assert torch.equal(again, at_once)
     with pytest.raises(ValueError, match="another configuration"):
         LongwaveCache.load(tmp_path / "session.safetensors", make("strong softmax"))
+
+
+def damage(path, change=lambda tensors: None, **metadata):
+    """Write a cache file again with other tensors or metadata."""
+    with safe_open(str(path), framework="pt") as file:
+        tensors, kept = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={**kept, **metadata})
+
+
+def replaced(name, change):
+    return lambda path: damage(path, lambda tensors: tensors.update({name: change(tensors[name])}))
+
+
+CACHES = {  # what is done to the file of a cache of [hale, softmax], and what is said of it
+    "seen is negative": (lambda path: damage(path, seen="-1"), "has seen '-1' tokens"),
+    "seen is nothing": (lambda path: damage(path, seen=""), "has seen '' tokens"),
+    "seen is no number": (lambda path: damage(path, seen="many"), "has seen 'many' tokens"),
+    "seen is without end": (lambda path: damage(path, seen="9" * 40), "has seen"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged, or no safetensors file"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged, or no safetensors file"),
+    "a tensor is missing": (lambda path: damage(path, lambda tensors: tensors.pop("1.tokens")), "expected"),
+    "a tensor too many": (lambda path: damage(path, lambda t: t.update({"1.more": torch.zeros(3)})), "expected"),
+    "a layer too many": (
+        lambda path: damage(path, lambda t: t.update({"9.tokens": torch.zeros(3)})),
+        "holds '9.tokens'",
+    ),
+    "a wider window": (replaced("1.local", lambda x: torch.cat([x, x], dim=1)), "local has shape"),
+    "a transposed window": (replaced("1.local", lambda x: x.transpose(1, 2)), "local has shape"),
+    "a flat window": (replaced("1.local", lambda x: x.flatten(1)), "local has shape"),
+    "a window of whole numbers": (replaced("1.local", lambda x: x.long()), "local is of type torch.int64"),
+    "a complex window": (replaced("1.local", lambda x: x.to(torch.complex64)), "local holds complex numbers"),
+    "a window of NaN": (replaced("1.local", lambda x: x * float("nan")), "local holds NaN"),
+    "an infinite window": (replaced("1.local", lambda x: x + float("inf")), "local holds infinity"),
+    "fewer sequences in a layer": (replaced("1.local", lambda x: x[:1]), "batch sizes"),
+    "fewer sequences in all": (
+        lambda path: damage(path, lambda t: t.update({k: v[:1] for k, v in t.items() if k[0] == "1"})),
+        "batch sizes",
+    ),
+    "no sequences": (
+        lambda path: damage(path, lambda t: t.update({k: v[:0] for k, v in t.items() if k[0] == "1"})),
+        "batch sizes",
+    ),
+    "negative tokens": (replaced("2.tokens", lambda x: x - 99), "tokens is not a list of whole numbers"),
+    "tokens that are fractions": (replaced("2.tokens", lambda x: x.float()), "tokens is not a list of whole numbers"),
+    "text tokens that are fractions": (replaced("0.tokens", lambda x: x.float()), "tokens is not a list"),
+    "more tokens than rows": (replaced("2.tokens", lambda x: x + 99), "rows has shape"),
+    "fewer rows than tokens": (replaced("2.rows", lambda x: x[:, :, :, :3]), "rows has shape"),
+    "wider heads": (replaced("2.rows", lambda x: torch.cat([x, x], dim=4)), "rows has shape"),
+    "more heads": (replaced("2.rows", lambda x: torch.cat([x, x], dim=2)), "rows has shape"),
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The cache of a model of [hale, softmax], after twelve tokens of three sequences, in a file."""
+    kinds = {"mixer_types": ["hale", "softmax"], "mixer_kwargs": {"hale": {"window": 5, "num_levels": 3}}}
+    model = make("hale", **kinds)
+    model(PROMPT, use_cache=True).past_key_values.save(tmp_path / "cache.safetensors", model.config)
+    return model, tmp_path / "cache.safetensors"
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_damaged_cache_is_refused_in_one_line(kind, saved):
+    model, path = saved
+    change, sentence = CACHES[kind]
+    change(path)
+    with pytest.raises(ValueError, match=rf"\A{re.escape(str(path))}.*{re.escape(sentence)}.*\Z"):
+        LongwaveCache.load(path, model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_of_another_precision_is_taken(kind, dtype, tmp_path):
+    model = make(kind)
+    model(PROMPT, use_cache=True).past_key_values.save(tmp_path / "cache", model.config)
+    loaded = LongwaveCache.load(tmp_path / "cache", model.to(dtype))
+    assert loaded.get_seq_length() == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_whole_models_obey_the_law(kind):
 def test_a_saved_model_loads_with_equal_logits(kind, tmp_path):
     model, ids = make(kind), torch.randint(1, 31, (2, 9))
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, trust_remote_code=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     # Equal weights at other addresses: the products may differ in the last bit.
@@ -113,6 +114,29 @@ def test_a_fresh_process_loads_it_through_the_auto_classes_with_remote_code(tmp_
     target = tmp_path / "logits.pt"
     subprocess.run([sys.executable, "-c", script, str(target)], check=True, capture_output=True)
     torch.testing.assert_close(torch.load(target), model(ids).logits, rtol=0, atol=1e-13)
+
+
+def test_what_was_loaded_with_remote_code_is_saved_with_the_shim_alone(tmp_path):
+    make("hale").save_pretrained(tmp_path / "first")
+    script = (
+        "import sys; from transformers import AutoModelForCausalLM;"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True);"
+        "model.save_pretrained(sys.argv[2]); model.config.save_pretrained(sys.argv[3]);"
+        "from longwave.model import LongwaveConfig, LongwaveForCausalLM;"
+        "assert isinstance(model.config, LongwaveConfig) and isinstance(model, LongwaveForCausalLM)"
+    )
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    subprocess.run([sys.executable, "-c", script, *map(str, folders)], check=True, capture_output=True)
+    for folder in folders:
+        (shim,) = folder.glob("*.py")
+        assert shim.name == "longwave_shim.py"
+        assert shim.read_text().splitlines()[2:] == [
+            "from longwave.model import LongwaveConfig, LongwaveForCausalLM  # noqa: F401"
+        ]
+        assert json.loads((folder / "config.json").read_text())["auto_map"] == {
+            "AutoConfig": "longwave_shim.LongwaveConfig",
+            "AutoModelForCausalLM": "longwave_shim.LongwaveForCausalLM",
+        }
 
 
 def test_the_configuration_survives_its_file(tmp_path):
@@ -218,6 +242,11 @@ def test_mixers_that_want_different_memory_rows_do_not_mix():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"hidden_size": 10**12}, "hidden_size must be a whole number of at most 16777216"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number of at most 4096"),
+        ({"norm_eps": float("nan")}, "norm_eps must be a finite number, got nan"),
+        ({"eos_token_id": 999}, "eos_token_id must be below vocab_size 257 and not negative, got 999"),
+        ({"mixer_kwargs": {3: {}}}, "mixer_kwargs names 3, which no layer uses"),
         ({"num_heads": 3}, "hidden_size 16 is not divisible by num_heads 3"),
         ({"mixer_types": ["hale"], "num_hidden_layers": 2}, "1 entries for num_hidden_layers 2"),
         ({"mixer_kwargs": {"softmax": {}}}, "names 'softmax', which no layer uses; used: hale"),

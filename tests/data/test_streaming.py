@@ -199,7 +199,7 @@ def test_workers_are_refused(monkeypatch):
 
 
 def test_a_source_without_text_is_refused():
-    with pytest.raises(ValueError, match="a streamed source holds no text"):
+    with pytest.raises(ValueError, match="source 1 of those that are streamed holds no text"):
         take(streamed([()]), 1)
 
 

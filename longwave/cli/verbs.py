@@ -109,10 +109,10 @@ def evaluate(
     from functools import partial
 
     from longwave.data import read_corpus, tokenize
+    from longwave.data.sealed import replace_text
     from longwave.evaluation import LikelihoodScore, needs_text, print_suite, protocol_names, run_suite, score
     from longwave.model import load_model, load_tokenizer
     from longwave.training import prepare_data, run_of_directory, score_function
-    from longwave.training.callbacks import replace_text
 
     _quiet_libraries()
     names = () if protocols is None else protocol_names(protocols)

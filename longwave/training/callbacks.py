@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from longwave.data.sealed import replace_text as replace_text
 from longwave.data.sealed import saving
 from longwave.evaluation import Score, recorded_loss
 from longwave.training.checkpoints import SAMPLES, writing

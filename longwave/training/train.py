@@ -128,10 +128,7 @@ def _check_directory(run: Run, output: Path, resume: bool) -> None:
         raise ValueError(f"{output}: the run directory is in use; choose another, remove it, or --resume")
     if not (output / "run.yaml").is_file():
         raise ValueError(f"{output}: holds no run.yaml: not a run directory")
-    try:
-        begun, now = _flat(read_values(str(output / "run.yaml"))), _flat(run.model_dump(mode="json"))
-    except RecursionError:
-        raise ValueError(f"{output / 'run.yaml'}: sections are nested too deeply, or in themselves") from None
+    begun, now = _flat(read_values(str(output / "run.yaml"))), _flat(run.model_dump(mode="json"))
     changed = [
         f"{output}: {name} is {begun.get(name)!r} in the run begun, {now.get(name)!r} now"
         for name in sorted(begun.keys() | now.keys())

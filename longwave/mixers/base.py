@@ -2,8 +2,8 @@
 
     y, state' = mixer(x, state)            x, y: [B, N, D]
 
-Feeding x in pieces and carrying the state gives the same y, the same final state and the same gradients
-as feeding x whole; nothing crosses a document start; the state never exceeds its declared bytes.
+Feeding x in pieces and carrying the state gives the same y, the same final state and the same gradients as feeding x
+whole; nothing crosses a document start; the state never exceeds its declared bytes.
 """
 
 from __future__ import annotations
@@ -192,8 +192,7 @@ def save(state: State, path: str | Path, *, configuration: Mapping) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state._asdict().items()}
-    metadata = {"format": STATE_FORMAT, "configuration": configuration_hash(configuration)}
-    save_file(tensors, str(path), metadata=metadata)
+    save_file(tensors, str(path), {"format": STATE_FORMAT, "configuration": configuration_hash(configuration)})
 
 
 def load(
@@ -216,11 +215,7 @@ def load(
 
 
 def read_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata.
-
-    Raises:
-        ValueError: the file is truncated or is no safetensors file.
-    """
+    """The tensors of a safetensors file by name, and its metadata; ``ValueError`` if it is damaged or another file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -265,13 +260,11 @@ def read_state(path: str | Path, tensors: Mapping[str, Tensor], mixer: TokenMixe
     grows = mixer.declaration().growth != "constant"
     least, more = empty, empty
     if grows:
-        seen = min(int(state.tokens.max()), MANY_TOKENS)
-        meta = torch.device("meta")
-        least, more = (mixer.init_state(1, max_tokens=most, device=meta) for most in (seen, 2 * MANY_TOKENS))
+        sizes = min(int(state.tokens.max()), MANY_TOKENS), 2 * MANY_TOKENS
+        least, more = (mixer.init_state(1, max_tokens=size, device=torch.device("meta")) for size in sizes)
     for name, tensor, blank, low, high in zip(state._fields, state, empty, least, more, strict=True):
-        kind = "floating-point numbers" if blank.is_floating_point() else str(blank.dtype)
         if tensor.dtype != blank.dtype and not (tensor.is_floating_point() and blank.is_floating_point()):
-            raise ValueError(f"{path}: {name} is of type {tensor.dtype}, expected {kind}")
+            raise ValueError(f"{path}: {name} is of type {tensor.dtype}, expected a type like {blank.dtype}")
         free = grows and low.shape == high.shape  # init_state does not say how it grows
         shapes = zip(tensor.shape[1:], low.shape[1:], high.shape[1:], strict=False)
         fits = (have >= size if free or size != more else have == size for have, size, more in shapes)
@@ -401,5 +394,4 @@ def _padded(tensor: Tensor, target: list[int]) -> Tensor:
 
 def configuration_hash(configuration: Mapping) -> str:
     """SHA-256 of a JSON-able mapping, whatever the order of its keys."""
-    text = json.dumps(configuration, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True, default=str).encode()).hexdigest()

@@ -44,6 +44,9 @@ def load_model(
     given = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     with in_one_sentence(f"{directory}: the model cannot be loaded", passing=(Refused,)):
         config = AutoConfig.from_pretrained(path, **given)
+        kernels = f"{config._attn_implementation} {config._experts_implementation}"
+        if "/" in kernels and not trust_remote_code:
+            raise ValueError(f"config.json names the kernels {kernels}, code that is fetched; --trust runs it")
         layers = getattr(config, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > len(headers):
             raise ValueError(f"config.json: num_hidden_layers is {layers}, the weights are {len(headers)} tensors")

@@ -201,12 +201,13 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, report) if output_loading_info else model
 
     @classmethod
-    def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, *args, **kwargs):
-        """Called by transformers when the model is built, without memory, and its files are known."""
-        if load_config.hf_quantizer is None and checkpoint_files is not None:
+    def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        """Called by transformers when the model is built, without memory, and its files, or an adapter's, are known."""
+        whole = expected_keys is None  # an adapter brings the names that it expects
+        if whole and load_config.hf_quantizer is None and checkpoint_files is not None:
             source, any_size = load_config.pretrained_model_name_or_path, load_config.ignore_mismatched_sizes
             check_files(model, checkpoint_files, source, any_size=any_size)
-        return super()._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        return super()._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

@@ -57,7 +57,7 @@ def check_files(model: nn.Module, files: Iterable[str | Path], source: str | Pat
     if not all(str(file).endswith(".safetensors") for file in files):
         return
     headers, wanted = read_headers(files), model.state_dict()
-    for name in headers.keys() & wanted.keys():
+    for name in (name for name in headers if name in wanted):
         header, shape = headers[name], tuple(wanted[name].shape)
         if wanted[name].is_floating_point() and header.dtype not in FLOATS:
             raise Refused(f"{header.file}: {name} is of type {header.dtype}, expected a floating-point type")

@@ -213,7 +213,7 @@ DAMAGE = {  # what is done to a model directory, and what `generate` says of it
     "weights removed": "holds no weights in safetensors",
     "weights truncated": "the model cannot be loaded",
     "weights of another model": "the weights belong to another model",
-    "weights of other sizes": "cannot be loaded",
+    "weights of other sizes": "the weights belong to another model: blocks.0.feed_forward.",
     "configuration truncated": "cannot be loaded",
     "configuration of another kind": "cannot be loaded",
     "tokenizer removed": "the tokenizer cannot be loaded",

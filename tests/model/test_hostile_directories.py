@@ -112,6 +112,7 @@ HOSTILE = {  # what is done to a directory, and what is said of it
     "a label that is a number": (config(mixer_types=[3, "hale"]), "mixer_types holds 3, expected labels"),
     "arguments of no mixer": (config(mixer_kwargs={"evilmod:X": {}}), "which no layer uses"),
     "a model type with its code": (foreign, "custom code"),
+    "kernels that are fetched": (config(attn_implementation="someone/kernel"), "names the kernels someone/kernel"),
     "a setting that is a method": (config(to_dict=3), "'to_dict' is no setting"),
     "fewer layers than weights": (config(mixer_types=["hale"], num_hidden_layers=1), "the model has no blocks.1."),
     "more layers than weights": (

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from longwave.data import PackedRows, build_tokenizer, tokenize
 from longwave.mixers.base import select
+from longwave.model import LongwaveForCausalLM
 from longwave.model.cache import TextState
 from longwave.ops import elu_plus_one, linear_attention
 from tests.model.test_modeling import make
@@ -38,6 +40,23 @@ def test_peft_adapts_the_projections(kind):
     assert moved
     assert all("lora_" in name for name in moved)
     assert model.generate(input_ids=IDS, max_new_tokens=3, pad_token_id=0).shape == (2, 12)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own call
+def test_a_saved_adapter_is_loaded_with_its_model(tmp_path):
+    base = make("hale").float()
+    base.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(
+        base, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "base")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    expected = adapted(input_ids=IDS).logits
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")(IDS).logits, expected)
+    loaded = LongwaveForCausalLM.from_pretrained(tmp_path / "base")
+    torch.testing.assert_close(PeftModel.from_pretrained(loaded, tmp_path / "adapter")(input_ids=IDS).logits, expected)
 
 
 def test_a_cache_can_be_copied_with_its_graph_alive():

@@ -107,7 +107,7 @@ def _sentence(error: BaseException, verb: str) -> tuple[int, str]:
             return 2, f"{verb}not enough memory: {named}; {where}"
         case OSError() if first:
             return 2, str(error)
-        case ValueError() if type(error) is ValueError and first:
+        case ValueError() if first and (type(error) is ValueError or type(error).__module__.startswith("longwave.")):
             return 2, str(error)
         case OSError() | ValueError() | RecursionError() | OverflowError() | ImportError() | EOFError():
             return 2, f"{verb}{named}; {where}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+import psutil
 
 GIB = 2**30
 #: What the control group of this process may use, on Linux.
@@ -16,7 +17,7 @@ def memory_bytes(device: str = "cpu") -> int:
         import torch
 
         return torch.cuda.get_device_properties(0).total_memory
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = psutil.virtual_memory().total
     limit = GROUP_LIMIT.read_text(encoding="utf-8").strip() if GROUP_LIMIT.is_file() else ""
     return min(physical, int(limit)) if limit.isdigit() else physical
 

@@ -98,13 +98,16 @@ class PackedRows(Dataset):
 
     A row is a dict of ``input_ids`` `[N]` int64, ``starts`` `[N]` bool and ``labels`` `[N + 1]` int64: the
     ids and the one that follows them (the model shifts), -100 where the last row is filled up.
+
+    Raises:
+        ValueError: the stream, called ``name``, has less than two tokens, or a row none.
     """
 
-    def __init__(self, stream: TokenStream, sequence_length: int) -> None:
+    def __init__(self, stream: TokenStream, sequence_length: int, name: str = "the data") -> None:
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
         if len(stream.ids) < 2:
-            raise ValueError("the data holds less than two tokens")
+            raise ValueError(f"{name}: holds less than two tokens")
         self.stream, self.sequence_length = stream, sequence_length
 
     def __len__(self) -> int:

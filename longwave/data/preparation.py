@@ -144,7 +144,7 @@ def prepare_data(settings: DataSection, tokenizer_kind: str, seed: int) -> Data:
         contents = [_contents_of_head(corpus) for corpus in train]
     else:
         stored = [store(corpus, tokenizer, settings.cache) for corpus in train]
-        packed = [PackedRows(stream, length) for stream, _ in stored]
+        packed = [PackedRows(stream, length, corpus.name) for (stream, _), corpus in zip(stored, train, strict=True)]
         rows = packed[0] if len(packed) == 1 else MixedRows(packed, weights)
         contents = [found for _, found in stored]
     scored, found = store(valid, tokenizer, settings.cache)

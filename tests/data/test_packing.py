@@ -133,5 +133,5 @@ def test_a_row_needs_a_token():
 
 
 def test_data_needs_two_tokens():
-    with pytest.raises(ValueError, match="the data holds less than two tokens"):
+    with pytest.raises(ValueError, match="the data: holds less than two tokens"):
         PackedRows(stream(1), 8)

@@ -72,7 +72,9 @@ class RawMean(CumulativeMean):
         self.norm = LayerNorm(hidden_size)
 
     def forward(self, x, state=None, *, starts=None, return_state=False):
-        return super().forward(self.norm(x), state, starts=starts, return_state=return_state)
+        if starts is not None:
+            return run_by_document(self, x, state, starts, return_state)
+        return super().forward(self.norm(x), state, return_state=return_state)
 
 
 class SummaryState(NamedTuple):

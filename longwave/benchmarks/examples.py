@@ -96,4 +96,5 @@ EXAMPLES = {
     "linear_attention": Example(ops.linear_attention, _linear_attention, {}),
     "offset_attention": Example(ops.offset_attention, _attention, {"window": 64}, ({"offsets": (96,)},)),
     "pyramid_field": Example(ops.pyramid_field, _field, {}),
+    "running_mean": Example(ops.running_mean, lambda shape, randn: {"x": randn(*shape).flatten(2)}, {}),
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longwave.mixers.base import Declaration, TokenMixer, observe
 from longwave.modules import Linear
-from longwave.ops import running_mean
+from longwave.ops import mean_flops, running_mean
 
 
 class CumulativeMeanState(NamedTuple):
@@ -62,4 +62,4 @@ class CumulativeMean(TokenMixer):
         return self.hidden_size * torch.promote_types(dtype, torch.float32).itemsize + 8
 
     def flops(self, num_tokens: int) -> int:
-        return 4 * num_tokens * self.hidden_size**2
+        return 4 * num_tokens * self.hidden_size**2 + mean_flops(num_tokens, self.hidden_size)

@@ -42,6 +42,7 @@ from longwave.ops import (
     Ring,
     document_positions,
     elu_plus_one,
+    mean_flops,
     offset_attention,
     offset_attention_step,
     without_autocast,
@@ -275,7 +276,7 @@ class Dwarf(TokenMixer):
             query = 2 * scales * D if self.gains.weight is not None else 0
             row += query + 2 * len(self.distances) * scales * self.num_heads
         row += 2 * len(self.distances) * D if self.scale_embed is not None else 0
-        row += 6 * D * D if self.injection is not None else 0
+        row += 6 * D * D + mean_flops(num_tokens, D) // num_tokens if self.injection is not None else 0
         row += 4 * len(self.local.distances) * D + 2 * D if self.local is not None else 0
         return num_tokens * row + (0 if self.field is None else self.field.flops(num_tokens))
 

@@ -19,7 +19,7 @@ from longwave.ops.grid_field import causal_filter, damped_wave
 from longwave.ops.linear import linear
 from longwave.ops.linear_attention import linear_attention
 from longwave.ops.offset_attention import offset_attention, offset_attention_step
-from longwave.ops.running_mean import running_mean
+from longwave.ops.running_mean import mean_flops, running_mean
 from longwave.ops.wave_field import cascade_field, delta_field, fir_field, pyramid_field
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "gated_delta_rule",
     "linear",
     "linear_attention",
+    "mean_flops",
     "offset_attention",
     "offset_attention_step",
     "preferred_backend",

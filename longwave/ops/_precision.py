@@ -30,7 +30,7 @@ def widened(values: str, *, stored: str | None = None) -> Callable[[Callable[P, 
         stored: field of the state, or the argument ``initial_state``'s, that merely stores inputs.
 
     The function raises:
-        ValueError: ``values`` is empty, or the tensors lie on different devices.
+        ValueError: the first tensor is empty, or the tensors lie on different devices.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -41,7 +41,7 @@ def widened(values: str, *, stored: str | None = None) -> Callable[[Callable[P, 
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             given: Any = kwargs[values] if values in kwargs else args[place]
             tensors = list(_tensors((args, tuple(kwargs.values()))))
-            _check(name, values, given, tensors)
+            _check(name, tensors)
             kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
             wide = reduce(torch.promote_types, kinds, torch.float32)
             with without_autocast(given.device.type):
@@ -60,9 +60,9 @@ def widened(values: str, *, stored: str | None = None) -> Callable[[Callable[P, 
     return decorate
 
 
-def _check(name: str, values: str, given: Tensor, tensors: list[Tensor]) -> None:
-    if not given.numel():
-        raise ValueError(f"{name} needs at least one row, head and channel, got {values} {tuple(given.shape)}")
+def _check(name: str, tensors: list[Tensor]) -> None:
+    if not tensors[0].numel():
+        raise ValueError(f"{name} needs at least one row, head and channel, got {tuple(tensors[0].shape)}")
     devices = {str(tensor.device) for tensor in tensors}
     if len(devices) > 1:
         raise ValueError(f"{name} needs all tensors on one device, got {', '.join(sorted(devices))}")

@@ -14,7 +14,7 @@ from longwave.ops.documents import document_positions
 from longwave.ops.linear_attention import linear_attention_naive, linear_attention_torch
 
 #: Rows that one product sums.
-CHUNK = 64
+MEAN_CHUNK = 64
 
 
 @widened("x")
@@ -46,6 +46,11 @@ def running_mean(
     positions = document_positions(*x.shape[:2], tokens=tokens, starts=starts, device=x.device)
     one = x.new_ones(*x.shape[:2], 1, 1)
     past = total[:, None, None, None]
-    sums, state = form(one, one[:, :, None], x[:, :, None, None], None, past, starts, CHUNK)
+    sums, state = form(one, one[:, :, None], x[:, :, None, None], None, past, starts, MEAN_CHUNK)
     mean = sums[:, :, 0, 0] / (positions[..., None] + 1)
     return (mean, (state[:, 0, 0, 0], positions[:, -1] + 1)) if return_state else mean
+
+
+def mean_flops(num_tokens: int, width: int) -> int:
+    """Floating-point operations of the products that sum ``width`` channels of one sequence (2 a multiply-add)."""
+    return num_tokens * (2 * min(MEAN_CHUNK, num_tokens) * (width + 1) + 4 * width)

@@ -150,8 +150,10 @@ def _checkpoint(trainer: RunTrainer, output: Path, identity: str, console: Conso
         clear(output)
         found[0], sentences = newest_whole(output, identity)
         for sentence in sentences:
-            console.print(sentence, style="yellow")
-        console.print(f"resuming from {found[0]}" if found[0] else "no whole checkpoint: starting again")
+            console.print(sentence, style="yellow", soft_wrap=True)
+        console.print(
+            f"resuming from {found[0]}" if found[0] else "no whole checkpoint: starting again", soft_wrap=True
+        )
         restore_lines(output, found[0])
     if trainer.args.world_size > 1:
         torch.distributed.broadcast_object_list(found)

@@ -134,7 +134,7 @@ HUGE = {  # of a run file, and what the sentence says
 }
 TOO_LARGE = {  # what passes, but has no room in any memory
     "model.hidden_size=1048576": "training a model of",
-    "model.max_position_embeddings=2147483647 model.positions=learned": "training a model of",
+    "model.max_position_embeddings=16777216 model.positions=learned model.hidden_size=4096": "training a model of",
     "tokenizer=bpe:1048576 model.hidden_size=524288": "training a model of",
     "training.batch_size=1000000000": "training.batch_size: 1,000,000,000 rows of data.sequence_length 256",
     "data.sequence_length=1000000000000000": "rows of data.sequence_length 1,000,000,000,000,000 at a time",

@@ -172,10 +172,12 @@ def _raising():
     from tests.toys import CumulativeMean
 
     class Raising(CumulativeMean):
-        """Cannot run at all."""
+        """Breaks down on long pieces."""
 
         def forward(self, x, state=None, *, starts=None, return_state=False):
-            raise RuntimeError("out of order")
+            if x.shape[1] > 20:
+                raise RuntimeError("out of order")
+            return super().forward(x, state, starts=starts, return_state=return_state)
 
     return Raising
 

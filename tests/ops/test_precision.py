@@ -18,7 +18,6 @@ from longwave.ops.numba._adapter import kernel
 SHAPE = Shape(2, 150, 2, 8)
 NARROW = (torch.bfloat16, torch.float16)
 OTHERS = {
-    "running_mean": (ops.running_mean, lambda randn: {"x": randn(2, 150, 8)}, {}),
     "offset_attention field": (
         ops.offset_attention,
         lambda randn: {"v": randn(*SHAPE), "weights": randn(1, 2, 1, 3)},

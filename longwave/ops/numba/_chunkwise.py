@@ -62,7 +62,7 @@ def spans(batch_size: int, num_rows: int, width: int, chunk: int, size: int = SE
 
     A piece has about ``size`` elements, ``width`` to a row, and a multiple of ``chunk`` rows.
     """
-    length = max(1, size // (width * chunk)) * chunk
+    length = max(1, size // (max(1, width) * chunk)) * chunk
     together = max(1, length // num_rows)
     return [
         Span(segment, batch, min(together, batch_size - batch), begin, min(begin + length, num_rows))

@@ -23,7 +23,6 @@ FIRST, STEPS, ROWS = 7, 5, 72
 BATCH_SIZE = 2
 #: Random movements of all that goes in, each by at most this share: so small that changes are in proportion.
 DRAWS, SHAKE = 8, 1e-7
-GRADIENT = "gradient of "
 #: What is below this share of the largest result is nothing but float64's own rounding, and counts against the largest.
 VANISHING = 1e-6
 
@@ -49,8 +48,9 @@ def precision(subject: MixerSubject, longest: int) -> Worst:
 
     Results (outputs and states of documents, pieces and steps) and gradients, each against its own size, by every
     backend that ``auto`` may choose. What goes in are the input, the weights and the gradient of the results. A change
-    counts as at least the rounding of the result itself. Gradients are sums over all rows, and in float32 a sum of N
-    numbers rounds sqrt(N) times. A field of a state narrower than float32 may only store, or its error is infinite.
+    counts as at least the rounding of the result itself. In float32 sums round too, one of N numbers sqrt(N) times, N
+    being the rows; narrower settings add in float32. A field of a state that is narrower may only store, or its error
+    is infinite.
     """
     worst, mixer = Worst(), subject.mixer
     x = subject.sample(BATCH_SIZE, max(min(ROWS, longest), FIRST + STEPS + 1))
@@ -58,17 +58,16 @@ def precision(subject: MixerSubject, longest: int) -> Worst:
     shaken = [_run_through(*_shaken(mixer, x, seed), seed=seed) for seed in range(1, DRAWS + 1)]
     changes = {name: max(moved(other[name], value) for other in shaken) / SHAKE for name, value in exact.items()}
     scales = {name: max(changes[name], float(value.abs().max())) for name, value in exact.items()}
-    largest = max(scales.values())
+    largest = max(scales.values()) or 1.0
     scales = {name: scale if scale > VANISHING * largest else largest for name, scale in scales.items()}
     in_sums = x.shape[:2].numel() ** 0.5 * rounding(torch.float32)
     for setting in SETTINGS:
         narrow, rows = copy.deepcopy(mixer).to(setting.weights), x.to(setting.weights)
-        once = rounding(setting.autocast or setting.weights)
+        share = max(rounding(setting.autocast or setting.weights), in_sums)
         for backend in _backends():
             with use_backend(backend, any_rows=True):
                 found = _run_through(narrow, rows, autocast=setting.autocast)
             for name, value in exact.items():
-                share = max(once, in_sums) if name.startswith(GRADIENT) else once
                 error = moved(found[name], value) / (share * scales[name])
                 worst.see(error, f"{name}, {setting.name}, backend {backend}")
         for name in _adding_fields(narrow, rows):
@@ -110,7 +109,7 @@ def _run_through(
     upstream = [_upstream(target, seed) for target in targets.values()]
     slopes = torch.autograd.grad(list(targets.values()), list(inputs.values()), upstream, allow_unused=True)
     found = targets | {"steps": torch.stack(rows, dim=1)} | _floats("state after steps", current)
-    found |= {GRADIENT + name: slope for name, slope in zip(inputs, slopes, strict=True) if slope is not None}
+    found |= {f"gradient of {name}": slope for name, slope in zip(inputs, slopes, strict=True) if slope is not None}
     return {name: value.detach().double() for name, value in found.items()}
 
 

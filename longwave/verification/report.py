@@ -16,7 +16,7 @@ def print_header(console: Console, subject: Subject) -> None:
     size = sum(parameter.numel() for parameter in subject.module.parameters())
     console.print(
         f"{subject.name}: {type(subject.module).__name__}, {subject.width} channels, {size:,} parameters, "
-        "float64, weights redrawn"
+        "float64 (P9: narrower), weights redrawn"
     )
     console.print(f"{'':4}{'property':22}{'verdict':15}{'worst':>8} {'limit':>8}  where")
 

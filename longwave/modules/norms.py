@@ -15,8 +15,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         wide = torch.promote_types(input.dtype, torch.float32)
-        parameters = (None if part is None else part.to(wide) for part in (self.weight, self.bias))
-        return F.layer_norm(input.to(wide), self.normalized_shape, *parameters, self.eps).to(input.dtype)
+        weight, bias = (None if part is None else part.to(wide) for part in (self.weight, self.bias))
+        return F.layer_norm(input.to(wide), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 NORMS = {"layer_norm": LayerNorm, "rms_norm": nn.RMSNorm}

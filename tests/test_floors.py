@@ -11,6 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "longwave"
 FLOORS = {
+    "process": 0,
     "ops": 0,
     "data": 0,
     "modules": 1,

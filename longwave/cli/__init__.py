@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from itertools import takewhile
 
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 PIPE_CLOSED = 128 + 13  # what a shell says of a program that SIGPIPE ended
@@ -21,7 +22,8 @@ NO_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overf
 def main() -> None:
     """Entry point. Exit code 0; 1: a check or a run failed; 2: bad input; 130, 143: interrupted, terminated.
 
-    ``--traceback`` before the verb shows where an error came from.
+    Before the verb, ``--traceback`` shows where an error came from, and ``--untuned`` leaves the process as the
+    system made it, see :mod:`longwave.process`.
     """
     before = {number: signal.getsignal(number) for number in STOPPED}
     for number in STOPPED:
@@ -44,9 +46,18 @@ def _run(arguments: list[str]) -> int:
     _lay_out()
     if "" not in sys.path:
         sys.path.append("")  # module.path:ClassName is looked up in the working directory too
+    if "--untuned" not in _before_verb(arguments):
+        from longwave.process import tune
+
+        tune()
     from longwave.cli.verbs import invoke
 
     return invoke(arguments)
+
+
+def _before_verb(arguments: list[str]) -> list[str]:
+    """The options that come before the verb."""
+    return list(takewhile(lambda word: word.startswith("-"), arguments))
 
 
 def _lay_out() -> None:
@@ -78,7 +89,7 @@ def _explain(error: BaseException, arguments: list[str]) -> int:
         _abandon_output()
         return PIPE_CLOSED
     error = next((origin for origin in origins if isinstance(origin, _Stopped)), error)
-    if "--traceback" in arguments[:1]:
+    if "--traceback" in _before_verb(arguments):
         import traceback
 
         traceback.print_exception(error)

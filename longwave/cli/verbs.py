@@ -44,6 +44,9 @@ def longwave(
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Before the verb: show where an error is from.")
     ] = False,
+    untuned: Annotated[
+        bool, typer.Option("--untuned", help="Before the verb: leave memory and waiting threads as the system does.")
+    ] = False,
 ) -> None:
     """What the package does, from a shell. Bad input ends with one clear line and exit code 2."""
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from longwave.comparison.store import Store
 from longwave.data.lease import lease
 from longwave.data.sealed import making
+from longwave.process import is_tuned
 from longwave.training import Data, Run, prepare_data, train
 
 #: Exit code of `longwave train`, and a part of its sentence, when a gradient or score is not finite.
@@ -89,7 +90,8 @@ def _train_apart(path: Path, run: Run, store: Store, places: SimpleQueue[int], j
         environment["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())
     else:
         environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // jobs))
-    command = [sys.executable, "-m", "longwave.cli", "train", str(path), "--output", str(directory)]
+    untuned = () if is_tuned() else ("--untuned",)
+    command = [sys.executable, "-m", "longwave.cli", *untuned, "train", str(path), "--output", str(directory)]
     try:
         # The child holds the lease too: one whose parent was killed is waited for.
         with lease(path.with_suffix(".lease"), wait=True) as share:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longwave.model import LongwaveForCausalLM
+from longwave.model import CACHE_NAME, LongwaveForCausalLM
 
 COLDEST = 1e-6
 NO_TOKEN = -1
@@ -118,7 +118,7 @@ def _continue(
     prompt, cache = tokens[:, :begin], None
     given = {"input_ids": prompt.clamp(min=0), "attention_mask": (prompt != NO_TOKEN).long()}
     for column in range(begin, tokens.shape[1]):
-        out = model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(**given, cache=cache, use_cache=True, logits_to_keep=1)
         probabilities = next_token_probabilities(out.logits[:, -1], tokens[:, :column], **sampling)
         drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         drawn = torch.where(running, drawn, tokens[:, column - 1])
@@ -127,7 +127,7 @@ def _continue(
         running = running & ~torch.isin(drawn, stops)
         if not running.any():
             break
-        given, cache = {"input_ids": drawn[:, None]}, out.past_key_values
+        given, cache = {"input_ids": drawn[:, None]}, out[CACHE_NAME]
     return lengths
 
 

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from longwave.model.cache import LongwaveCache
+from longwave.model.cache import CACHE_NAME, LongwaveCache
 from longwave.model.configuration import LongwaveConfig
 from longwave.model.generation import print_continuation
 from longwave.model.loading import load_model, load_tokenizer
@@ -12,6 +12,7 @@ AutoConfig.register("longwave", LongwaveConfig, exist_ok=True)
 AutoModelForCausalLM.register(LongwaveConfig, LongwaveForCausalLM, exist_ok=True)
 
 __all__ = [
+    "CACHE_NAME",
     "LongwaveCache",
     "LongwaveConfig",
     "LongwaveForCausalLM",

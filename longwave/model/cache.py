@@ -6,6 +6,7 @@ Everything here that touches the private side of transformers' cache is in this 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longwave.mixers.base import (
     State,
@@ -30,6 +32,9 @@ from longwave.model.configuration import LongwaveConfig
 from longwave.model.memory import Stream, batch_order
 
 CACHE_FORMAT = "longwave-cache-1"
+
+#: What `generate` and a model's output call the cache: `cache` from transformers 5.24 on, `past_key_values` before it.
+CACHE_NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 
 
 class TextState(NamedTuple):
@@ -94,9 +99,10 @@ class MixerCacheLayer(CacheLayerMixin):
 class LongwaveCache(Cache):
     """State of a :class:`~longwave.model.LongwaveForCausalLM` after the tokens it has read.
 
-    Give it back to ``forward`` or ``generate`` as ``past_key_values`` to continue; ``copy.deepcopy`` keeps
-    the old one. Beside the mixers' states, which count rows, it counts the text tokens of each current
-    document: positions and memory rows depend on them.
+    Give it back to ``forward`` or ``generate`` to continue, as ``cache`` or ``past_key_values``, whichever the
+    transformers at hand calls it (``forward`` takes both); ``copy.deepcopy`` keeps the old one. Beside the mixers'
+    states, which count rows, it counts the text tokens of each current document: positions and memory rows depend
+    on them.
     """
 
     def __init__(self, config: LongwaveConfig) -> None:

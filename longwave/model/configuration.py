@@ -89,7 +89,7 @@ class LongwaveConfig(PreTrainedConfig):
     """
 
     model_type = "longwave"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the Trainer adds lists to it)
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 (the Trainer adds lists to it)
     attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012 (read by PreTrainedConfig)
 
     vocab_size: int = 257

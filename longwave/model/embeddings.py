@@ -1,11 +1,12 @@
-"""Token embedding with its positions."""
+"""Token embedding with its positions, and the head that goes back to tokens."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from longwave.model.configuration import LongwaveConfig
-from longwave.modules import sinusoidal
+from longwave.modules import Linear, sinusoidal
+from longwave.ops import linear_cross_entropy
 
 
 class Embeddings(nn.Module):
@@ -35,3 +36,13 @@ class Embeddings(nn.Module):
         elif self.kind == "sinusoidal":
             hidden = hidden + sinusoidal(positions, hidden.shape[-1]).to(hidden.dtype)
         return self.dropout(hidden)
+
+
+class Head(Linear):
+    """Logits of hidden rows; or their loss alone, for which the logits of all rows need not be held at once."""
+
+    def forward(self, input: Tensor, targets: Tensor | None = None) -> Tensor:
+        """`[B, N, D]` -> logits `[B, N, V]`, or with ``targets`` `[B, N]`, -100 ignored, the sum of cross-entropies."""
+        if targets is None:
+            return super().forward(input)
+        return linear_cross_entropy(input.flatten(0, 1), self.weight, targets.flatten())

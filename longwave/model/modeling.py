@@ -11,12 +11,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longwave.mixers import TokenMixer
 from longwave.model.block import Block
-from longwave.model.cache import LongwaveCache
+from longwave.model.cache import CACHE_NAME, LongwaveCache
 from longwave.model.configuration import LongwaveConfig, trusting
-from longwave.model.embeddings import Embeddings
+from longwave.model.embeddings import Embeddings, Head
 from longwave.model.memory import Stream, in_batch_order, insert_memory, requested_memory, text_rows
 from longwave.model.weights import check_files, check_loaded
-from longwave.modules import Linear, norm
+from longwave.modules import norm
 from longwave.ops import document_positions
 
 
@@ -44,7 +44,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         self.final_norm = nn.Identity()
         if config.norm_placement == "pre":
             self.final_norm = norm(config.norm, config.hidden_size, config.norm_eps)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.memory_rows = requested_memory(mixer for block in self.blocks for mixer in block.mixers)
         if self.memory_rows is not None:
             self.memory = nn.Parameter(torch.empty(self.memory_rows.count, config.hidden_size))
@@ -64,16 +64,20 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        cache: LongwaveCache | None = None,
+        skip_logits: bool = False,
     ) -> CausalLMOutputWithPast:
         """Logits, and the mean cross-entropy of ``labels`` (shifted inside, -100 ignored) if given.
 
+        ``cache`` and ``past_key_values`` are the newer and the older name of the same argument.
         ``labels`` are `[B, N]`, or `[B, N + 1]` with the token that follows the last.
+        ``skip_logits``: beside a loss ``logits`` may be ``None``, so that those of all rows need not be held at once.
         ``hidden_states``, if asked for, are the residual streams: after the embedding and after each block.
 
         Raises:
-            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``; ``starts`` beside an
-                ``attention_mask``; a mask of the wrong shape or with holes; a cache after right padding; on a CPU,
-                a token beyond the embedding.
+            ValueError: not exactly one of ``input_ids`` and ``inputs_embeds``; a cache by both names; ``starts``
+                beside an ``attention_mask``; a mask of the wrong shape or with holes; a cache after right padding;
+                on a CPU, a token beyond the embedding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -82,7 +86,23 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError("the loss needs all logits: give labels or logits_to_keep, not both")
         embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-        cache, starts = self._prepare(embeds, attention_mask, past_key_values, starts, use_cache)
+        cache, starts = self._prepare(embeds, attention_mask, _either(cache, past_key_values), starts, use_cache)
+        residual = self._residual_streams(embeds, starts, cache, every=bool(output_hidden_states))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = self.final_norm(residual[-1])[:, kept]
+        loss, logits = self._loss_and_logits(hidden, labels, num_items_in_batch, skip_logits)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(residual) if output_hidden_states else None,
+            **{CACHE_NAME: cache},
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _residual_streams(
+        self, embeds: Tensor, starts: Tensor | None, cache: LongwaveCache | None, *, every: bool
+    ) -> list[Tensor]:
+        """`[B, N, D]` after the last block; with ``every``, after the embedding and each block. Fills the cache."""
         streams, positions = self._streams(embeds, starts, cache)
         residuals, states = [], []
         for stream in streams:
@@ -92,23 +112,28 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
                 x, current[index] = block(
                     residual[-1], current[index], starts=stream.starts, return_state=cache is not None
                 )
-                residual = [*residual, x] if output_hidden_states else [x]
+                residual = [*residual, x] if every else [x]
             residuals.append([text_rows(stream, x) for x in residual])
             states.append(current)
         if cache is not None:
             cache.write(streams, states, positions)
-        residual = [in_batch_order(streams, parts) for parts in zip(*residuals, strict=True)]
+        return [in_batch_order(streams, parts) for parts in zip(*residuals, strict=True)]
 
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(self.final_norm(residual[-1])[:, kept])
-        loss = None if labels is None else _cross_entropy(logits, labels, num_items_in_batch)
-        output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=cache,
-            hidden_states=tuple(residual) if output_hidden_states else None,
-        )
-        return output.to_tuple() if return_dict is False else output
+    def _loss_and_logits(
+        self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None, skip_logits: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The loss is a mean over the labels that count, or the sum over ``num_items`` (gradient accumulation)."""
+        if labels is None:
+            return None, self.lm_head(hidden)
+        targets = labels[:, 1:].to(hidden.device)
+        read = targets.shape[1]
+        if skip_logits and isinstance(self.lm_head, Head):
+            logits, total = None, self.lm_head(hidden[:, :read], targets)
+        else:
+            logits = self.lm_head(hidden)
+            wide = logits[:, :read].to(torch.promote_types(logits.dtype, torch.float32))
+            total = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="sum")
+        return total / ((targets != -100).sum() if num_items is None else num_items), logits
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         try:
@@ -177,8 +202,8 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
                     _reset(module)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args) -> None:
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = LongwaveCache(self.config)
+        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = LongwaveCache(self.config)
 
     @classmethod
     def from_pretrained(
@@ -214,6 +239,13 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
         """Nothing: the code of a saved model is the installed package, so that no source is copied beside it."""
 
 
+def _either(cache: LongwaveCache | None, past_key_values: LongwaveCache | None) -> LongwaveCache | None:
+    """The argument that has two names."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are two names of one argument: give one of them")
+    return past_key_values if cache is None else cache
+
+
 def starts_of_mask(mask: Tensor, num_seen: int, num_new: int) -> tuple[Tensor | None, bool]:
     """Document starts `[B, num_new]` that an attention mask implies, and whether it pads on the right.
 
@@ -236,16 +268,6 @@ def starts_of_mask(mask: Tensor, num_seen: int, num_new: int) -> tuple[Tensor | 
         raise ValueError("attention_mask has a hole; mark documents with starts instead")
     padded = bool((before & ~real)[:, -num_new:].any())
     return begins[:, -num_new:], padded
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-    """Mean over labels other than -100, or their sum divided by ``num_items`` (gradient accumulation)."""
-    labels = labels[:, 1:].to(logits.device)
-    logits = logits[:, : labels.shape[1]].flatten(0, 1)
-    logits, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.flatten()
-    if num_items is None:
-        return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits, labels, reduction="sum") / num_items
 
 
 @torch.no_grad()

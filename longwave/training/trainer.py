@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import has_length
 
 from longwave.data import PackedRows
-from longwave.model import LongwaveCache, LongwaveForCausalLM
+from longwave.model import CACHE_NAME, LongwaveCache, LongwaveForCausalLM
 from longwave.training.checkpoints import keep_lines, rotate, seal, writing
 from longwave.training.configuration import Run, TrainingSection
 from longwave.training.optimizers import build_optimizer
@@ -94,12 +94,13 @@ class RunTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's loss; with ``carry_state``, after the states in which these lanes ended a step ago."""
+        inputs = {**inputs, "skip_logits": not return_outputs}
         if not self.carry_state:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-        outputs = model(**inputs, past_key_values=self.carried.popleft(), use_cache=True)
-        outputs.past_key_values.detach()
-        self.carried.append(outputs.past_key_values)
+        inputs["num_items_in_batch"] = num_items_in_batch
+        outputs = model(**inputs, cache=self.carried.popleft(), use_cache=True)
+        outputs[CACHE_NAME].detach()
+        self.carried.append(outputs[CACHE_NAME])
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             outputs.loss = outputs.loss * self.accelerator.num_processes
         return (outputs.loss, outputs) if return_outputs else outputs.loss

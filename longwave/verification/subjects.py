@@ -20,6 +20,8 @@ from longwave.mixers import Declaration, TokenMixer, build, in_one_sentence
 from longwave.mixers.base import State, fork
 
 LONGEST = 257
+#: What models of transformers call their cache, in ``forward`` and in what it returns; the newest name first.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 WIDTH, HEADS = 16, 2
 
 
@@ -132,7 +134,7 @@ class ModelSubject(Subject):
         breaks = {law: why for declared in declarations for law, why in declared.breaks.items()}
         declaration = Declaration(growth="linear", edges=tuple(sorted(edges)), breaks=breaks)
         self.arguments = inspect.signature(model.forward).parameters
-        self.cache_name = "cache_params" if "cache_params" in self.arguments else "past_key_values"
+        self.cache_name = next((name for name in CACHE_NAMES if name in self.arguments), CACHE_NAMES[-1])
         width = model.get_input_embeddings().embedding_dim
         super().__init__(name, model, width, declaration, knows_starts="starts" in self.arguments)
 
@@ -146,7 +148,7 @@ class ModelSubject(Subject):
         if starts is not None:
             given["starts"] = starts
         out = self.module(**given)
-        return out.logits, out[self.cache_name] if return_state else None
+        return out.logits, next(out[name] for name in CACHE_NAMES if name in out) if return_state else None
 
     @torch.no_grad()
     def step(self, x, state):

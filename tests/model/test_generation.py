@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, TextIteratorStreamer
 
 from longwave.data import build_tokenizer
-from longwave.model import LongwaveCache
+from longwave.model import CACHE_NAME, LongwaveCache
 from tests.model.test_modeling import KINDS, make
 
 PROMPT = torch.randint(1, 31, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -62,11 +62,24 @@ def test_a_returned_cache_continues(kind):
     model = make(kind)
     first = generate(model, do_sample=False, return_dict_in_generate=True)
     mask = torch.cat([MASK, MASK.new_ones(3, 10)], dim=1)
-    kept = copy.deepcopy(first.past_key_values)
-    longer = generate(model, first.sequences, mask, do_sample=False, past_key_values=first.past_key_values)
+    kept = copy.deepcopy(first[CACHE_NAME])
+    longer = generate(model, first.sequences, mask, do_sample=False, **{CACHE_NAME: first[CACHE_NAME]})
     at_once = model.generate(PROMPT, attention_mask=MASK, max_new_tokens=20, pad_token_id=0, do_sample=False)
     assert torch.equal(longer, at_once)
-    assert torch.equal(generate(model, first.sequences, mask, do_sample=False, past_key_values=kept), longer)
+    assert torch.equal(generate(model, first.sequences, mask, do_sample=False, **{CACHE_NAME: kept}), longer)
+
+
+def test_forward_takes_the_cache_by_either_name_and_gives_it_by_that_of_transformers():
+    model = make("hale")
+    first = model(PROMPT[:, :8], use_cache=True)
+    assert isinstance(first[CACHE_NAME], LongwaveCache)
+    assert getattr(first, CACHE_NAME) is first[CACHE_NAME]
+    by_name = [
+        model(PROMPT[:, 8:], **{name: copy.deepcopy(first[CACHE_NAME])}) for name in ("cache", "past_key_values")
+    ]
+    assert torch.equal(by_name[0].logits, by_name[1].logits)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(PROMPT[:, 8:], cache=first[CACHE_NAME], past_key_values=first[CACHE_NAME])
 
 
 def test_streaming_gives_the_same_text(tmp_path):
@@ -93,7 +106,7 @@ def test_assisted_decoding_is_refused_not_wrong():
 
 def test_a_mask_of_the_new_tokens_alone_is_refused():
     model = make("hale")
-    cache = model(PROMPT, use_cache=True).past_key_values
+    cache = model(PROMPT, use_cache=True)[CACHE_NAME]
     with pytest.raises(ValueError, match="the cached positions included"):
         model(PROMPT[:, :2], attention_mask=MASK[:, :2], past_key_values=cache)
 
@@ -102,10 +115,10 @@ def test_a_mask_of_the_new_tokens_alone_is_refused():
 def test_a_saved_cache_continues_tomorrow(kind, tmp_path):
     model = make(kind)
     first = generate(model, do_sample=False, return_dict_in_generate=True)
-    first.past_key_values.save(tmp_path / "session.safetensors", model.config)
+    first[CACHE_NAME].save(tmp_path / "session.safetensors", model.config)
     loaded = LongwaveCache.load(tmp_path / "session.safetensors", model)
     mask = torch.cat([MASK, MASK.new_ones(3, 10)], dim=1)
-    again = generate(model, first.sequences, mask, do_sample=False, past_key_values=loaded)
+    again = generate(model, first.sequences, mask, do_sample=False, **{CACHE_NAME: loaded})
     at_once = model.generate(PROMPT, attention_mask=MASK, max_new_tokens=20, pad_token_id=0, do_sample=False)
     assert torch.equal(again, at_once)
     with pytest.raises(ValueError, match="another configuration"):
@@ -168,7 +181,7 @@ def saved(tmp_path):
     """The cache of a model of [hale, softmax], after twelve tokens of three sequences, in a file."""
     kinds = {"mixer_types": ["hale", "softmax"], "mixer_kwargs": {"hale": {"window": 5, "num_levels": 3}}}
     model = make("hale", **kinds)
-    model(PROMPT, use_cache=True).past_key_values.save(tmp_path / "cache.safetensors", model.config)
+    model(PROMPT, use_cache=True)[CACHE_NAME].save(tmp_path / "cache.safetensors", model.config)
     return model, tmp_path / "cache.safetensors"
 
 
@@ -185,6 +198,6 @@ def test_a_damaged_cache_is_refused_in_one_line(kind, saved):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cache_of_another_precision_is_taken(kind, dtype, tmp_path):
     model = make(kind)
-    model(PROMPT, use_cache=True).past_key_values.save(tmp_path / "cache", model.config)
+    model(PROMPT, use_cache=True)[CACHE_NAME].save(tmp_path / "cache", model.config)
     loaded = LongwaveCache.load(tmp_path / "cache", model.to(dtype))
     assert loaded.get_seq_length() == 12

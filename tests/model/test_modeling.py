@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from longwave.mixers import available
-from longwave.model import LongwaveConfig, LongwaveForCausalLM
+from longwave.model import CACHE_NAME, LongwaveConfig, LongwaveForCausalLM
 from longwave.verification import ModelSubject, certify
 from longwave.verification.subjects import redraw
 
@@ -169,6 +169,30 @@ def test_checkpointing_leaves_gradients_unchanged(kind):
         torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("extra", [0, 1], ids=["labels as long as the input", "one label more"])
+@pytest.mark.parametrize("num_items", [None, 5])
+def test_the_loss_without_logits_is_the_loss(extra, num_items):
+    model, ids = make("hale"), torch.randint(1, 31, (2, 9))
+    labels = torch.randint(1, 31, (2, 9 + extra))
+    labels[0, 3:5] = -100
+    found = []
+    for skip in (False, True):
+        model.zero_grad()
+        out = model(ids, labels=labels, num_items_in_batch=num_items, skip_logits=skip)
+        out.loss.backward()
+        assert (out.logits is None) == skip
+        found.append([out.loss, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*found)
+
+
+def test_a_head_that_was_replaced_gives_its_logits():
+    model, ids = make("strong softmax"), torch.randint(1, 31, (2, 9))
+    model.lm_head = torch.nn.Linear(16, 31, dtype=torch.float64)
+    out = model(ids, labels=ids, skip_logits=True)
+    assert out.logits.shape == (2, 9, 31)
+    torch.testing.assert_close(out.loss, model(ids, labels=ids).loss)
+
+
 def test_loss_is_the_mean_over_labels_that_count():
     model, ids = make("hale"), torch.randint(1, 31, (2, 9))
     labels = ids.clone()
@@ -188,7 +212,7 @@ def test_right_padding_changes_nothing_and_leaves_no_cache(kind):
     mask[0, 6:] = 0
     out = model(ids, attention_mask=mask)
     torch.testing.assert_close(out.logits[0, :6], model(ids[:1, :6]).logits[0])
-    assert out.past_key_values is None
+    assert getattr(out, CACHE_NAME) is None
     with pytest.raises(ValueError, match="pad on the left"):
         model(ids, attention_mask=mask, use_cache=True)
 
@@ -228,7 +252,7 @@ def test_memory_rows_with_ragged_documents_equal_each_document_alone():
     starts[1, [0, 1]] = True
     whole = model(ids, starts=starts, use_cache=True)
     first = model(ids[:, :5], starts=starts[:, :5], use_cache=True)
-    rest = model(ids[:, 5:], starts=starts[:, 5:], past_key_values=first.past_key_values)
+    rest = model(ids[:, 5:], starts=starts[:, 5:], cache=first[CACHE_NAME])
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], dim=1), whole.logits)
     for row, begin, end in ((0, 0, 4), (0, 4, 9), (0, 9, 11), (1, 0, 1), (1, 1, 11)):
         torch.testing.assert_close(whole.logits[row, begin:end], model(ids[row : row + 1, begin:end]).logits[0])

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from longwave.data import PackedRows, build_tokenizer, tokenize
 from longwave.mixers.base import select
-from longwave.model import LongwaveForCausalLM
+from longwave.model import CACHE_NAME, LongwaveForCausalLM
 from longwave.model.cache import TextState
 from longwave.ops import elu_plus_one, linear_attention
 from tests.model.test_modeling import make
@@ -61,10 +61,10 @@ def test_a_saved_adapter_is_loaded_with_its_model(tmp_path):
 
 def test_a_cache_can_be_copied_with_its_graph_alive():
     model = make("hale")
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True)[CACHE_NAME]
     kept = copy.deepcopy(cache)
-    expected = model(IDS, past_key_values=cache).logits
-    torch.testing.assert_close(model(IDS, past_key_values=kept).logits, expected)
+    expected = model(IDS, cache=cache).logits
+    torch.testing.assert_close(model(IDS, cache=kept).logits, expected)
 
 
 def test_rows_of_a_state_can_be_chosen_by_a_mask():
@@ -88,7 +88,7 @@ def test_what_cannot_be_given_is_refused():
     with pytest.raises(ValueError, match="attention maps"):
         model(IDS, output_attentions=True)
     with pytest.raises(ValueError, match="the cache holds 2 sequences, the input 1"):
-        model(IDS[:1], past_key_values=model(IDS, use_cache=True).past_key_values)
+        model(IDS[:1], cache=model(IDS, use_cache=True)[CACHE_NAME])
     with pytest.raises(ValueError, match="same memory rows"):
         make(
             "memory rows",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -60,6 +64,28 @@ def test_many_python_threads_compute_the_same():
         for _ in range(3):
             for found, right in zip(pool.map(partial(outputs, mixer), range(8)), expected, strict=True):
                 torch.testing.assert_close(found, right)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere PyTorch and Numba have their own OpenMP")
+def test_a_kernel_runs_on_the_threads_of_pytorch_and_leaves_their_number():
+    """With more threads at hand than PyTorch is told to use; in a process of its own, in which Numba has not begun."""
+    code = """
+        import os, torch
+        from longwave import ops
+
+        def threads():
+            return torch.get_num_threads(), len(os.listdir("/proc/self/task"))
+
+        torch.set_num_threads(2)
+        torch.randn(10**6).exp()
+        before = threads()
+        ops.block_means(torch.randn(1, 4096, 2, 8), num_levels=2, backend="numba")
+        torch.randn(10**6).exp()
+        assert threads() == before, (before, threads())
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], check=True, env={**os.environ, "NUMBA_NUM_THREADS": "4"}
+    )
 
 
 class TestCache:

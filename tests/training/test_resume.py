@@ -105,8 +105,8 @@ def test_carried_states_are_those_of_the_text_so_far(run, tmp_path, monkeypatch,
 
     @wraps(original)
     def forward(model, *args, **kwargs):
-        out = original(model, *args, **kwargs)
-        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+        out = original(model, *args, **{**kwargs, "skip_logits": False})
+        if kwargs.get("cache") is not None or kwargs.get("use_cache"):
             seen.append((kwargs, out.logits.detach()))
         return out
 

@@ -4,9 +4,8 @@ A kernel is a plain function over arrays and numbers, marked :func:`kernel` and 
 compiled at its first call, so that importing a kernel costs nothing and loads no Numba. What is handled here:
 
 * Threads. A kernel runs on as many threads as PyTorch uses, through OpenMP, which many Python threads may
-  enter at once. Where there is one thread, or no OpenMP, the serial form runs; it holds no lock. Numba's
-  OpenMP is not PyTorch's: if the threads of both wait for work by spinning, they keep each other from the
-  cores, so those of Numba's sleep.
+  enter at once. Where there is one thread, or no OpenMP, the serial form runs; it holds no lock. On Linux the
+  threads are PyTorch's own: it has loaded its OpenMP for all to see. So Numba must not decide how many they are.
 * Forks. OpenMP's threads do not survive a fork: a forked process uses the serial form.
 * Cache. Compiled code is kept beside the file, else in the user's cache folder, else nowhere; what cannot be
   written, or read back as it was written, is compiled again. Numba notices a change of the kernel's own file only,
@@ -166,15 +165,10 @@ def _has_openmp() -> bool:
     """OpenMP is there and nobody has chosen another threading layer."""
     import numba
 
-    chosen = os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the library is loaded
     try:
         from numba.np.ufunc import omppool  # noqa: F401
     except ImportError:
         return False
-    finally:
-        if chosen is None:
-            del os.environ["OMP_WAIT_POLICY"]
     if numba.config.THREADING_LAYER == "default":
         numba.config.THREADING_LAYER = "omp"
     return numba.config.THREADING_LAYER == "omp"
@@ -183,7 +177,18 @@ def _has_openmp() -> bool:
 def _use_threads(threads: int) -> None:
     import numba
 
+    _launch_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+
+
+@cache
+def _launch_threads() -> None:
+    """Let Numba begin, which sets OpenMP's number of threads, PyTorch's too, to the machine's; then set it back."""
+    import numba
+
+    threads = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(threads)
 
 
 @cache

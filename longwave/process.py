@@ -3,11 +3,13 @@
 Two defaults of Linux cost a process that trains a model on a CPU much of its time.
 
 * Waiting. PyTorch and the kernels divide their loops among the threads of one OpenMP library, GNU's. A thread that is
-  done waits for the others by spinning, 300,000 turns, some milliseconds. Where other programs use the cores too, the
-  thread that is waited for often has no core, and the one that spins keeps it from getting one: every loop then lasts
-  as long as the spinning, and a training step has hundreds of loops. After ``SPINS`` turns a thread sleeps instead.
-* Memory. GNU's C library maps each block above 32 MiB anew and gives it back as soon as it is free, so that its pages
-  are zeroed again at every use. A process that keeps its blocks reuses them as they are.
+  done with its share waits for the others by spinning: it asks up to 300,000 times, for 5 to 20 ms, before it sleeps.
+  Where other programs use the cores too, the thread that it waits for may have no core, and spinning keeps it from
+  getting one. Every loop then lasts as long as the spinning, and a training step has hundreds of loops. Here a thread
+  asks ``SPINS`` times, then sleeps.
+* Memory. GNU's C library asks the system for each block above 32 MiB and returns it as soon as it is free. The system
+  hands out pages one by one, filled with zeros, when they are first touched, so every use of such a block pays for all
+  its pages again. A process that keeps freed blocks pays once.
 
 What the user has set in the environment stays.
 """
@@ -19,7 +21,7 @@ import os
 import sys
 from typing import NamedTuple
 
-#: Turns of a waiting thread, about half a millisecond: longer than nearly every wait for a thread that has a core.
+#: How often a waiting thread asks before it sleeps: for a quarter to half a millisecond.
 SPINS = 10_000
 
 #: Names of ``mallopt``'s parameters in <malloc.h>, and the most free memory, in bytes, that stays the process's own.
@@ -34,7 +36,7 @@ _tuned = False
 
 
 class Tuned(NamedTuple):
-    """What :func:`tune` has set: how threads ``waiting`` for others wait, and that freed ``memory`` is kept."""
+    """What :func:`tune` has set: that ``waiting`` threads soon sleep, and that freed ``memory`` is kept."""
 
     waiting: bool
     memory: bool
@@ -44,9 +46,10 @@ def tune() -> Tuned:
     """Let threads that wait soon sleep, and keep memory that is freed, from now on and in this process.
 
     Every command of ``longwave`` begins with it, unless told ``longwave --untuned VERB``. In a program of your own call
-    it before PyTorch is imported: OpenMP reads the environment when it is loaded. Where the system is not Linux or the
-    C library not GNU's, or the environment sets any of ``WAITING`` or ``MEMORY``, that part stays as it is. Processes
-    that this one starts wait as it does; their memory is their own affair.
+    it before PyTorch is imported: OpenMP reads the environment when it is loaded. Threads wait as before if the system
+    is not Linux, PyTorch is imported already, or the environment sets one of ``WAITING``; memory is freed as before if
+    the C library is not GNU's or the environment sets one of ``MEMORY``. Processes that this one starts inherit how
+    threads wait, but not that memory is kept.
     """
     global _tuned
     _tuned = True

@@ -17,7 +17,7 @@ from longwave.model.embeddings import Embeddings, Head
 from longwave.model.memory import Stream, in_batch_order, insert_memory, requested_memory, text_rows
 from longwave.model.weights import check_files, check_loaded
 from longwave.modules import norm
-from longwave.ops import document_positions
+from longwave.ops import cross_entropy, document_positions
 
 
 class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
@@ -131,8 +131,7 @@ class LongwaveForCausalLM(PreTrainedModel, GenerationMixin):
             logits, total = None, self.lm_head(hidden[:, :read], targets)
         else:
             logits = self.lm_head(hidden)
-            wide = logits[:, :read].to(torch.promote_types(logits.dtype, torch.float32))
-            total = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="sum")
+            total = cross_entropy(logits[:, :read].flatten(0, 1), targets.flatten())
         return total / ((targets != -100).sum() if num_items is None else num_items), logits
 
     def _embed(self, input_ids: Tensor) -> Tensor:

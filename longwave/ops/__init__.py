@@ -16,7 +16,7 @@ from longwave.ops.features import elu_plus_one
 from longwave.ops.fields import D4, FieldState, empty_field, field_shapes
 from longwave.ops.gated_delta_rule import gated_delta_rule
 from longwave.ops.grid_field import causal_filter, damped_wave
-from longwave.ops.linear import linear, linear_cross_entropy
+from longwave.ops.linear import cross_entropy, linear, linear_cross_entropy
 from longwave.ops.linear_attention import linear_attention
 from longwave.ops.offset_attention import offset_attention, offset_attention_step
 from longwave.ops.running_mean import mean_flops, running_mean
@@ -34,6 +34,7 @@ __all__ = [
     "cascade_field",
     "causal_convolution",
     "causal_filter",
+    "cross_entropy",
     "damped_wave",
     "delta_field",
     "describe_backends",

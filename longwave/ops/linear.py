@@ -38,12 +38,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the cross-entropies of ``labels`` (-100 ignored) under the logits ``x @ weight.T``, in float32 or wider.
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the cross-entropies of ``labels`` `[N]` int64 (-100 ignored), a scalar in float32 or wider.
 
-    PyTorch's own, by pieces of ``LOSS_ROWS`` rows, computes the gradients with the loss, so that the logits of all rows
-    are never held. Two cases hold them after all: its products are MKL's, where oneDNN is the faster library, and it
-    returns the sum in the dtype of ``x``, too narrow a one in float16 and bfloat16.
+    Args:
+        logits: `[N, V]`.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, labels, reduction="sum")
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """:func:`cross_entropy` of the logits ``x @ weight.T``.
+
+    PyTorch's function of this name takes ``LOSS_ROWS`` rows at a time and computes their gradients with their loss, so
+    the logits of all rows are never held together. Logits `[N, V]` are held in two cases: where oneDNN is the faster
+    library, since that function multiplies with MKL, and in float16, bfloat16 or autocast, since it returns the sum in
+    the dtype of ``x``.
 
     Args:
         x: `[N, K]`.
@@ -55,9 +66,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """
     narrow = x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type)
     if narrow or not len(x) or _onednn_pays(x, weight, len(x)):
-        logits = linear(x, weight)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(wide, labels, reduction="sum")
+        return cross_entropy(linear(x, weight), labels)
     options = LinearCrossEntropyOptions(batch_chunk_size=LOSS_ROWS)
     return F.linear_cross_entropy(x, weight, labels, reduction="sum", options=options)
 

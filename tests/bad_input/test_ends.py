@@ -111,9 +111,19 @@ def test_handlers_of_signals_are_left_as_they_were(ends):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.fixture
+def not_ignored():
+    """Signals end the processes that a test starts, also where a shell runs the tests in the background."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 STOPS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 
 
+@pytest.mark.usefixtures("not_ignored")
 @pytest.mark.parametrize("module", ["typer", "torch"])
 @pytest.mark.parametrize(("number", "code", "word"), STOPS)
 def test_a_signal_ends_in_one_line_from_the_first_import_on(tmp_path, number, code, word, module):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from typing import NamedTuple
 
 #: How often a waiting thread asks before it sleeps: for a quarter to half a millisecond.
@@ -50,6 +51,9 @@ def tune() -> Tuned:
     is not Linux, PyTorch is imported already, or the environment sets one of ``WAITING``; memory is freed as before if
     the C library is not GNU's or the environment sets one of ``MEMORY``. Processes that this one starts inherit how
     threads wait, but not that memory is kept.
+
+    Warns:
+        RuntimeWarning: PyTorch is imported already, and nothing else keeps ``waiting`` as it is.
     """
     global _tuned
     _tuned = True
@@ -62,7 +66,11 @@ def is_tuned() -> bool:
 
 
 def _sleep_soon() -> bool:
-    if not sys.platform.startswith("linux") or "torch" in sys.modules or any(name in os.environ for name in WAITING):
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in WAITING):
+        return False
+    if "torch" in sys.modules:
+        sentence = "PyTorch is imported already, so its threads wait as before: call longwave.process.tune() first"
+        warnings.warn(sentence, RuntimeWarning, stacklevel=3)
         return False
     os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     return True

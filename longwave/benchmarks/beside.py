@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from longwave.process import WAITING, tune
+from longwave.process import WAITING
 
 MIXERS = ("softmax", "hale", "dwarf", "gated_delta", "gated_linear")
 COUNT = "i = 0\nwhile True: i += 1"
@@ -35,8 +35,13 @@ def main(
     untuned: Annotated[bool, typer.Option("--untuned", help="Leave the process as the system made it.")] = False,
 ) -> None:
     """Print each trial as a line of JSON, then the median and the worst slowdown of each mixer."""
-    if not untuned:
-        tune()
+    tune = "" if untuned else "from longwave.process import tune; tune(); "  # in a process without PyTorch as yet
+    code = f"{tune}from longwave.benchmarks.beside import run_trials; run_trials({trials}, {seconds}, {threads})"
+    raise typer.Exit(subprocess.run([sys.executable, "-c", code]).returncode)
+
+
+def run_trials(trials: int, seconds: float, threads: int) -> None:
+    """What :func:`main` says, in a process as it is."""
     steps = {name: _training_step(name, threads) for name in MIXERS}
     alone = {name: min(_seconds(step, seconds) for _ in range(ALONE_ROUNDS)) for name, step in steps.items()}
     print(json.dumps({"alone_seconds": alone}), flush=True)

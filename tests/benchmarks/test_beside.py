@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import psutil
+import pytest
 
 from longwave.benchmarks import beside
+from longwave.process import SPINS, WAITING
 
 
-def test_a_trial_says_what_ran_and_how_much_slower_each_mixer_was():
+@pytest.mark.parametrize(("arguments", "tuned"), [((), sys.platform.startswith("linux")), (("--untuned",), False)])
+def test_a_trial_says_how_much_slower_each_mixer_was_in_a_process_tuned_or_not(arguments, tuned):
     command = (sys.executable, "-m", "longwave.benchmarks.beside", "--trials", "1", "--seconds", "0", "--threads", "1")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    environment["OMP_DISPLAY_ENV"] = "verbose"  # OpenMP says what it read when it was loaded
+    done = subprocess.run((*command, *arguments), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert any("GOMP_SPINCOUNT" in line and f"'{SPINS}'" in line for line in done.stderr.splitlines()) == tuned
     alone, trial, *lines = done.stdout.splitlines()
     assert json.loads(alone)["alone_seconds"].keys() == set(beside.MIXERS)
     assert {"trial": 0, "counting": 1, "multiplying": 0}.items() <= json.loads(trial).items()

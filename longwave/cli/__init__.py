@@ -46,7 +46,7 @@ def _run(arguments: list[str]) -> int:
     _lay_out()
     if "" not in sys.path:
         sys.path.append("")  # module.path:ClassName is looked up in the working directory too
-    if "--untuned" not in _before_verb(arguments):
+    if "torch" not in sys.modules and "--untuned" not in _before_verb(arguments):  # else the process is a program's
         from longwave.process import tune
 
         tune()
